@@ -1,0 +1,100 @@
+"""Anderson acceleration, type II, in difference form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .._errors import check_dtype, check_integer, check_tolerance
+from .._small import solve_small
+from .._state import History, cast_like, scalar_dtype, subtract, wide
+from .base import Point, Solver, Step, eps
+
+
+class AndersonState(NamedTuple):
+    """The last m differences: ΔR of residuals, ΔY = Δz + β Δr of what they suggest, and ΔRᵀΔR."""
+
+    d_r: History
+    d_y: History
+    gram: jax.Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anderson(Solver):
+    """z⁺ = z + β r − ΔY γ,  γ = argmin ‖r − ΔR γ‖² + λ ‖Dγ‖²,  with r = f(z) − z.
+
+    Type II Anderson acceleration in the difference form of Walker and Ni (SIAM J. Numer. Anal.
+    49(4), 2011): ΔR and ΔY hold the last `memory` differences of r and of z + β r. It is the same
+    step as z⁺ = Σ αᵢ [β f(zᵢ) + (1 − β) zᵢ] with Σ αᵢ = 1, but differences keep the small
+    least-squares problem accurate as the residual falls. On a linear f with enough memory it is
+    GMRES in disguise.
+
+    The Gram matrix ΔRᵀΔR grows by one row a step. Its columns are scaled to unit length (D holds
+    the lengths), so the ridge λ is relative to its trace and nothing depends on the scale of z.
+
+    Attributes:
+        memory: history length m, in differences; 0 is Picard. State kept: 2·m·|z|.
+        mixing: β > 0; 1 uses f(z) fully, smaller values are cautious.
+        ridge: λ as a fraction of the mean of the scaled Gram's diagonal; None means 10 times the
+            round-off of the arithmetic (1.2e-6 in float32, 2.2e-15 in float64).
+        history_dtype: store ΔR and ΔY in this dtype, such as "bfloat16"; None means the state's.
+    """
+
+    memory: int = 5
+    mixing: float = 1.0
+    ridge: float | None = None
+    history_dtype: Any = None
+
+    name = "anderson"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_integer("memory", self.memory, least=0)
+        check_tolerance("ridge", self.ridge)
+        check_dtype("history_dtype", self.history_dtype)
+        if not 0 < self.mixing <= 2:
+            raise ValueError(f"mixing must be in (0, 2], such as 1.0; got {self.mixing!r}")
+
+    def init(self, point, max_steps):
+        m = min(self.memory, max_steps)
+        batch = jax.tree.leaves(point.z)[0].shape[0]
+        return AndersonState(
+            d_r=History.zeros(point.z, m, self.history_dtype),
+            d_y=History.zeros(point.z, m, self.history_dtype),
+            gram=jnp.zeros((batch, m, m), scalar_dtype(point.z)),
+        )
+
+    def step(self, f, point, state, k, active):
+        """z⁺ = z + β r − ΔY γ, then one new column for ΔR and ΔY and one new row for the Gram."""
+        r = point.residual
+        suggested = self._suggest(point.z, r)
+        memory = state.gram.shape[-1]
+        if memory == 0:
+            z = cast_like(suggested, point.z) if self.mixing != 1.0 else point.fz
+            return Step(Point(z, f(z)), state)
+
+        gamma = self._gamma(state.gram, state.d_r.dots(r), eps(point.z))
+        z = cast_like(subtract(suggested, state.d_y.combine(gamma)), point.z)
+        new = Point(z, f(z))
+
+        slot = k % memory
+        d_r = subtract(new.residual, r)
+        d_y = subtract(self._suggest(new.z, new.residual), suggested)
+        history_r = state.d_r.push(d_r, slot, active)
+        row = history_r.dots(d_r)
+        gram = state.gram.at[:, slot, :].set(row).at[:, :, slot].set(row)
+        return Step(new, AndersonState(history_r, state.d_y.push(d_y, slot, active), gram))
+
+    def _suggest(self, z, r):
+        return jax.tree.map(lambda x, dx: x.astype(wide(x.dtype)) + self.mixing * dx, z, r)
+
+    def _gamma(self, gram, b, round_off):
+        diagonal = jnp.diagonal(gram, axis1=1, axis2=2)
+        scale = jnp.where(diagonal > 0, jax.lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1)), 0)
+        ridge = 10 * round_off if self.ridge is None else self.ridge
+        scaled = gram * scale[:, :, None] * scale[:, None, :]
+        scaled += ridge * jnp.eye(gram.shape[-1], dtype=gram.dtype)
+        return scale * solve_small(scaled, scale * b, drop=0.1 * ridge)

@@ -1,0 +1,130 @@
+"""What a solver is: a frozen dataclass of options and a rule for the next point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .._errors import check_integer, check_tolerance
+from .._state import norm, scalar_dtype, subtract
+
+PyTree = Any
+
+
+class Point(NamedTuple):
+    """An iterate and f of it. The residual is r = f(z) − z."""
+
+    z: PyTree
+    fz: PyTree
+
+    @property
+    def residual(self) -> PyTree:
+        return subtract(self.fz, self.z)
+
+    def norms(self) -> tuple[jax.Array, jax.Array]:
+        """(‖f(z) − z‖, ‖f(z)‖), per sample."""
+        return norm(self.residual), norm(self.fz)
+
+
+class Step(NamedTuple):
+    """What `Solver.step` returns: the next point, the next state, and what it cost in f."""
+
+    point: Point
+    state: PyTree
+    f_evals: jax.Array | int = 1
+
+
+class Tolerances(NamedTuple):
+    rtol: float
+    atol: float
+    max_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solver:
+    """Base of all solvers. A new one is one file: a frozen keyword dataclass with `init` and `step`.
+
+    The driver owns the loop, the stop test, the best iterate and the freezing of finished samples;
+    a solver owns only its update. All states that a solver sees carry the batch on axis 0, and all
+    its scalars are per sample, (batch,): see `deqjax._state`.
+
+    Attributes:
+        rtol: relative tolerance; None means 1e-5 in float32, 1e-8 in float64, 2e-2 in bfloat16 and
+            4e-3 in float16 (the narrowest dtype of the state decides).
+        atol: absolute tolerance; None means 1e-5 * rtol, enough to stop at z* = 0 and otherwise
+            without effect.
+        max_steps: None means 100.
+    """
+
+    rtol: float | None = None
+    atol: float | None = None
+    max_steps: int | None = None
+
+    name: ClassVar[str] = "solver"
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        # Options are static: they select code, they are never traced.
+        jax.tree_util.register_static(cls)
+
+    def __post_init__(self):
+        check_tolerance("rtol", self.rtol)
+        check_tolerance("atol", self.atol)
+        check_integer("max_steps", self.max_steps, least=0, optional=True)
+
+    def init(self, point: Point, max_steps: int) -> PyTree:
+        """The state before the first step."""
+        raise NotImplementedError
+
+    def step(
+        self, f: Callable, point: Point, state: PyTree, k: jax.Array, active: jax.Array | None
+    ) -> Step:
+        """One update: choose z⁺, evaluate f there, learn from the difference.
+
+        Args:
+            f: z -> f(z).
+            point: the current iterate and its value.
+            state: from `init` or the previous step.
+            k: int32, how many steps were taken before.
+            active: (batch,) bool, samples still running; None if all are. Only history pushes need
+                it, everything else is frozen by the driver.
+        """
+        raise NotImplementedError
+
+    def done(self, residual: jax.Array, f_norm: jax.Array, tol: Tolerances) -> jax.Array:
+        """‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖, per sample."""
+        return residual <= tol.atol + tol.rtol * f_norm
+
+    def tolerances(self, z: PyTree) -> Tolerances:
+        """This solver's tolerances for a state like z, defaults filled in."""
+        rtol = self.rtol
+        if rtol is None:
+            rtol = max(_default_rtol(x.dtype) for x in jax.tree.leaves(z))
+        atol = 1e-5 * rtol if self.atol is None else self.atol
+        return Tolerances(rtol, atol, 100 if self.max_steps is None else self.max_steps)
+
+    def with_options(self, **options) -> Solver:
+        """A copy in which every option given that is not None replaces the solver's own."""
+        return replace(self, **{k: v for k, v in options.items() if v is not None})
+
+    @classmethod
+    def options(cls) -> tuple[str, ...]:
+        return tuple(f.name for f in fields(cls))
+
+
+def _default_rtol(dtype) -> float:
+    precision = {2: 1e-5, 4: 1e-5, 8: 1e-8}
+    if dtype == jnp.bfloat16:
+        return 2e-2
+    if dtype == jnp.float16:
+        return 4e-3
+    return precision[jnp.finfo(dtype).dtype.itemsize]
+
+
+def eps(z: PyTree) -> float:
+    """Unit round-off of the per-sample scalars for z."""
+    return float(jnp.finfo(scalar_dtype(z)).eps)

@@ -1,0 +1,48 @@
+"""Picard iteration, damped: the baseline, and the right choice for strong contractions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+
+from .._errors import check_fraction
+from .._state import cast_like, wide
+from .base import Point, Solver, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picard(Solver):
+    """z⁺ = (1 − λ) z + λ f(z).
+
+    Converges linearly at the rate ρ((1 − λ) I + λ J), so only where the Jacobian J of f at z* has a
+    spectral radius below one (for λ = 1). No history: the least memory of all solvers.
+
+    Do not use it for trained DEQs, whose Jacobians drift towards radius one: 'anderson' or
+    'broyden' need far fewer evaluations there.
+
+    Attributes:
+        damping: λ in (0, 1]; smaller values tame oscillation (negative eigenvalues of J).
+    """
+
+    damping: float = 1.0
+
+    name = "picard"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_fraction("damping", self.damping)
+
+    def init(self, point, max_steps):
+        return ()
+
+    def step(self, f, point, state, k, active):
+        """z⁺ = (1 − λ) z + λ f(z)."""
+        if self.damping == 1.0:
+            z = point.fz
+        else:
+            z = jax.tree.map(
+                lambda x, r: x.astype(wide(x.dtype)) + self.damping * r, point.z, point.residual
+            )
+            z = cast_like(z, point.z)
+        return Step(Point(z, f(z)), state)
