@@ -1,0 +1,20 @@
+"""deqjax: implicit differentiation and deep equilibrium models in JAX."""
+
+from ._fixed_point import adjoint_probe as adjoint_probe
+from ._fixed_point import fixed_point as fixed_point
+from ._fixed_point import root_find as root_find
+from ._solution import Solution as Solution
+from ._solution import SolveError as SolveError
+from ._solution import Stats as Stats
+from ._solution import Status as Status
+from .adjoints import JFB as JFB
+from .adjoints import Adjoint as Adjoint
+from .adjoints import Implicit as Implicit
+from .adjoints import Phantom as Phantom
+from .adjoints import Unrolled as Unrolled
+from .solvers import Anderson as Anderson
+from .solvers import Broyden as Broyden
+from .solvers import Picard as Picard
+from .solvers import Solver as Solver
+
+__version__ = "0.1.0"

@@ -1,0 +1,71 @@
+"""Checks of options: each failure is one sentence that names the wrong value and a right one."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+from collections.abc import Iterable
+
+import jax.numpy as jnp
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """'; did you mean 'x'?' for the closest known word, or '; choose from ...'."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    # 'tol' is contained in 'rtol' and 'atol' but close to neither by ratio in longer words.
+    close = close or [k for k in known if word and word in k][:1]
+    if close:
+        return f"; did you mean {close[0]!r}? Known: {', '.join(known)}"
+    return f"; choose from {', '.join(known)}"
+
+
+def unknown_keyword(function: str, given: str, known: Iterable[str]) -> TypeError:
+    return TypeError(f"{function}() has no keyword {given!r}{suggest(given, known)}")
+
+
+def check_tolerance(name: str, value) -> None:
+    if value is None:
+        return
+    try:
+        number = float(value)
+    except Exception:
+        raise TypeError(
+            f"{name} must be a Python number or None, got {type(value).__name__}: tolerances are "
+            "part of the compiled program and cannot be traced"
+        ) from None
+    if not number >= 0 or math.isinf(number):
+        raise ValueError(f"{name} must be a finite number >= 0, such as 1e-5; got {value!r}")
+
+
+def check_integer(name: str, value, *, least: int, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer >= {least}, got {value!r}") from None
+    if isinstance(value, bool) or number < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+
+
+def check_fraction(name: str, value, *, low: float = 0.0, high: float = 1.0) -> None:
+    """low < value <= high."""
+    try:
+        inside = low < float(value) <= high
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number in ({low:g}, {high:g}], got {value!r}") from None
+    if not inside:
+        raise ValueError(f"{name} must be in ({low:g}, {high:g}], got {value!r}")
+
+
+def check_dtype(name: str, value) -> None:
+    if value is None:
+        return
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a dtype such as 'bfloat16', got {value!r}") from None
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise ValueError(f"{name} must be a floating-point dtype such as 'bfloat16', got {dtype}")

@@ -1,0 +1,272 @@
+"""`fixed_point` and `root_find`: the public glue of solver and adjoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._driver import Resume
+from ._equilibrium import equilibrium
+from ._errors import unknown_keyword
+from ._solution import Solution, Stats
+from ._state import from_front, to_front
+from .adjoints import Adjoint, as_adjoint
+from .solvers import Solver, as_solver
+
+PyTree = Any
+
+_KEYWORDS = (
+    "solver adjoint adjoint_solver rtol atol max_steps batch_axis trace resume adjoint_probe"
+).split()
+
+
+def fixed_point(
+    f: Callable[..., PyTree],
+    z0: PyTree,
+    *args: PyTree,
+    solver: str | Solver = "anderson",
+    adjoint: str | Adjoint = "implicit",
+    adjoint_solver: str | Solver | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_steps: int | None = None,
+    batch_axis: int | None = None,
+    trace: bool = False,
+    resume: Any = None,
+    adjoint_probe: Stats | None = None,
+    **unknown: Any,
+) -> Solution:
+    """Find z* = f(z*, *args), with gradients by the implicit function theorem.
+
+    Nothing raises inside `jit`, and nothing fails silently: `stats.status` says how each solve
+    ended, and `sol.z` is the best iterate seen, never a worse one. The stop test is
+    ‖f(z) − z‖₂ ≤ atol + rtol·‖f(z)‖₂, norms in float32 at least, over the whole pytree, or over
+    each sample when `batch_axis` is given.
+
+    Gradients reach `args` and everything f closes over; none reaches `z0`, on which z* does not
+    depend (`adjoint="unrolled"` excepted). Integer and PRNG-key inputs pass through. Reverse mode
+    is right to any order.
+
+    Args:
+        f: f(z, *args) -> z', the same pytree, shapes and dtypes as z0. Pure.
+        z0: pytree of floating-point arrays.
+        *args: pytrees of arrays.
+        solver: "picard", "anderson", "broyden", or an object such as `Anderson(memory=6)`.
+        adjoint: "implicit" (exact), "phantom", "jfb" (approximate), "unrolled" (through the steps),
+            or an object such as `Phantom(steps=3)`.
+        adjoint_solver: solver of the implicit adjoint; None means the forward one.
+        rtol: relative tolerance, overrides the solver's (default 1e-5 in float32, 1e-8 in float64).
+        atol: absolute tolerance, overrides the solver's (default 1e-5 * rtol).
+        max_steps: overrides the solver's (default 100). 0 only evaluates f at z0.
+        batch_axis: None, one equation over the whole pytree; an int, independent equations along
+            that axis of every leaf. Each sample then stops on its own test and is frozen: its
+            answer does not depend on the others.
+        trace: `stats.trace` holds the residual before the first and after every step.
+        resume: `sol.state` of an earlier solve of a similar equation: its history is used again.
+            Pass `z0=sol.z` with it.
+        adjoint_probe: zeros from `deqjax.adjoint_probe`; differentiate with respect to it and its
+            "gradient" is the `Stats` of the adjoint solve.
+
+    Returns:
+        `Solution` with `z`, `stats` and `state`.
+
+    Raises:
+        TypeError: an unknown keyword, an integer state, or an f whose structure or dtypes differ.
+        ValueError: an unknown name, a negative tolerance, or an f whose shapes differ.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, deqjax
+        >>> f = lambda z, w, x: jnp.tanh(w * z + x)
+        >>> sol = deqjax.fixed_point(f, jnp.zeros(3), 0.5, jnp.arange(3.0))
+        >>> bool(sol.stats.converged), sol.z.shape
+        (True, (3,))
+        >>> grad = jax.grad(lambda w: deqjax.fixed_point(f, jnp.zeros(3), w, jnp.ones(3)).z.sum())
+        >>> bool(jnp.isfinite(grad(0.5)))
+        True
+    """
+    if unknown:
+        raise unknown_keyword("fixed_point", next(iter(unknown)), _KEYWORDS)
+    if not callable(f):
+        raise TypeError(f"f must be callable as f(z, *args), got {type(f).__name__}")
+    z0 = _checked_state(z0)
+    batch = _batch_size(z0, batch_axis)
+    args = jax.tree.map(_as_array, args)
+    _check_cell(f, z0, args)
+
+    forward = as_solver(solver).with_options(rtol=rtol, atol=atol, max_steps=max_steps)
+    if adjoint_solver is not None:
+        adjoint_solver = as_solver(adjoint_solver, "adjoint_solver")
+    gradient = as_adjoint(adjoint).resolve(forward, adjoint_solver)
+    _check_probe(adjoint_probe, batch, gradient)
+    if resume is not None:
+        resume = _checked_resume(resume)
+
+    def inner(z):
+        return to_front(f(from_front(z, batch_axis), *args), batch_axis)
+
+    result = equilibrium(
+        inner,
+        to_front(z0, batch_axis),
+        forward,
+        gradient,
+        batched=batch_axis is not None,
+        trace=bool(trace),
+        resume=resume,
+        probe=adjoint_probe,
+    )
+    stats = result.stats if batch_axis is not None else _squeeze(result.stats)
+    return Solution(z=from_front(result.z, batch_axis), stats=stats, state=result.state)
+
+
+def root_find(g: Callable[..., PyTree], z0: PyTree, *args: PyTree, **options: Any) -> Solution:
+    """Find z* with g(z*, *args) = 0: the fixed point of f(z) = z + g(z).
+
+    The sign is the DEQ paper's, g = f − z. It matters to 'picard' and to the first step of the
+    others: where the Jacobian of g has eigenvalues with positive real part (a gradient, say),
+    pass −g.
+
+    Args:
+        g: g(z, *args) -> the same pytree, shapes and dtypes as z0.
+        z0: pytree of floating-point arrays.
+        *args: pytrees of arrays.
+        **options: the keywords of `fixed_point`. `stats.residual` is ‖g(z)‖₂.
+
+    Example:
+        >>> import jax.numpy as jnp, deqjax
+        >>> sol = deqjax.root_find(lambda z, a: a - z**2, jnp.ones(2), jnp.array([2.0, 3.0]))
+        >>> bool(jnp.allclose(sol.z**2, jnp.array([2.0, 3.0]), rtol=1e-4))
+        True
+    """
+    for name in options:
+        if name not in _KEYWORDS:
+            raise unknown_keyword("root_find", name, _KEYWORDS)
+    if not callable(g):
+        raise TypeError(f"g must be callable as g(z, *args), got {type(g).__name__}")
+
+    def f(z, *args):
+        value = g(z, *args)
+        if jax.tree.structure(value) != jax.tree.structure(z):
+            return value  # `fixed_point` says what is wrong
+        return jax.tree.map(lambda x, y: x + y if jnp.shape(x) == jnp.shape(y) else y, z, value)
+
+    return fixed_point(f, z0, *args, **options)
+
+
+def adjoint_probe(batch: int | None = None, dtype: Any = jnp.float32) -> Stats:
+    """Zeros whose "gradient" is the `Stats` of the adjoint solve.
+
+    A backward pass has no output of its own. So pass `adjoint_probe=probe` to `fixed_point` and
+    differentiate with respect to the probe too: its cotangent carries the adjoint's status, steps,
+    evaluations and residual, as floating-point numbers. Give each solve its own probe: cotangents
+    of a shared one add up.
+
+    Args:
+        batch: None for scalars, or the batch size when `batch_axis` is used.
+        dtype: floating dtype of the numbers.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, deqjax
+        >>> def loss(w, probe):
+        ...     f = lambda z: jnp.tanh(w * z + 1.0)
+        ...     return deqjax.fixed_point(f, jnp.zeros(2), adjoint_probe=probe).z.sum()
+        >>> grad, stats = jax.grad(loss, (0, 1))(0.5, deqjax.adjoint_probe())
+        >>> bool(stats.converged == 1)
+        True
+    """
+    zero = jnp.zeros(() if batch is None else (batch,), dtype)
+    return Stats(zero, zero, zero, zero, zero, zero)
+
+
+# ---------------------------------------------------------------------------------- checks
+
+
+def _as_array(x):
+    return x if isinstance(x, jax.Array) else jnp.asarray(x)
+
+
+def _checked_state(z0: PyTree) -> PyTree:
+    leaves = jax.tree.leaves(z0)
+    if not leaves:
+        raise ValueError("z0 has no arrays: give at least one floating-point array as the state")
+    for path, x in jax.tree_util.tree_leaves_with_path(z0):
+        try:
+            dtype = jnp.result_type(x)
+        except TypeError:
+            dtype = type(x).__name__
+        if isinstance(dtype, str) or not jnp.issubdtype(dtype, jnp.inexact):
+            where = jax.tree_util.keystr(path)
+            raise TypeError(
+                f"z0{where} has dtype {dtype}, but a state must be floating point: convert it, for "
+                "example with jnp.asarray(z0, float)"
+            )
+    # A weak type (from a Python scalar) would change inside the loop.
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), z0)
+
+
+def _batch_size(z0: PyTree, axis: int | None) -> int | None:
+    if axis is None:
+        return None
+    if isinstance(axis, bool) or not isinstance(axis, int):
+        raise TypeError(f"batch_axis must be None or an integer, got {axis!r}")
+    sizes = set()
+    for path, x in jax.tree_util.tree_leaves_with_path(z0):
+        if not -x.ndim <= axis < x.ndim:
+            where = jax.tree_util.keystr(path)
+            raise ValueError(
+                f"batch_axis={axis} does not exist in z0{where}, which has shape {x.shape}"
+            )
+        sizes.add(x.shape[axis])
+    if len(sizes) > 1:
+        raise ValueError(
+            f"the leaves of z0 have different sizes {sorted(sizes)} along batch_axis={axis}: every "
+            "leaf must hold the same batch"
+        )
+    return sizes.pop()
+
+
+def _check_cell(f: Callable, z0: PyTree, args: tuple) -> None:
+    out = jax.eval_shape(f, z0, *args)
+    want, got = jax.tree.structure(z0), jax.tree.structure(out)
+    if want != got:
+        raise TypeError(f"f must return the structure of z0, {want}; it returned structure {got}")
+    pairs = zip(jax.tree_util.tree_leaves_with_path(z0), jax.tree.leaves(out), strict=True)
+    for (path, x), y in pairs:
+        where = jax.tree_util.keystr(path)
+        if x.shape != y.shape:
+            raise ValueError(
+                f"f must keep the shape of the state: z0{where} has shape {x.shape}, f returned "
+                f"shape {y.shape}"
+            )
+        if x.dtype != y.dtype:
+            raise TypeError(
+                f"f must keep the dtype of the state: z0{where} is {x.dtype}, f returned {y.dtype}; "
+                "cast one of them"
+            )
+
+
+def _check_probe(probe: Stats | None, batch: int | None, adjoint: Adjoint) -> None:
+    if probe is None:
+        return
+    if adjoint.differentiates_loop:
+        raise ValueError(
+            f"adjoint={adjoint.name!r} has no adjoint solve to report: leave adjoint_probe out"
+        )
+    shape = () if batch is None else (batch,)
+    if not isinstance(probe, Stats) or jnp.shape(probe.steps) != shape:
+        raise ValueError(
+            f"adjoint_probe must come from deqjax.adjoint_probe(batch={batch}) for this call"
+        )
+
+
+def _checked_resume(resume: Any) -> Resume:
+    if not isinstance(resume, Resume):
+        raise TypeError(f"resume= takes the .state of a Solution, not {type(resume).__name__}")
+    return resume
+
+
+def _squeeze(stats: Stats) -> Stats:
+    """Drop the batch axis of length one, which is last in the trace and first elsewhere."""
+    return jax.tree.map(lambda x: x[..., 0], stats)

@@ -1,0 +1,36 @@
+"""Linear systems of the size of a solver's memory: tiny, one per sample, never worth a LAPACK call."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def solve_small(a: jax.Array, b: jax.Array, drop: float) -> jax.Array:
+    """Solve A x = b by Gauss–Jordan elimination in the order given, dropping dead pivots.
+
+    A pivot of magnitude at most `drop` marks a direction that the earlier ones already explain:
+    its unknown is set to zero, which is what skipping the pair would have done. The systems come
+    scaled to a diagonal of order one, and their order (oldest first) is part of the algorithm, so
+    there is no row exchange. Plain array operations: it vectorises over the batch, shards with it,
+    and needs no library call on any platform.
+
+    Args:
+        a: (batch, m, m).
+        b: (batch, m).
+        drop: pivots at or below this are dropped.
+
+    Returns:
+        x, (batch, m).
+    """
+    m = a.shape[-1]
+    ab = jnp.concatenate([a, b[..., None]], axis=-1)
+    index = jnp.arange(m)
+    for k in range(m):
+        pivot = ab[:, k, k]
+        alive = jnp.abs(pivot) > drop
+        inverse = jnp.where(alive, 1.0 / jnp.where(alive, pivot, 1.0), 0.0)
+        row = ab[:, k] * inverse[:, None]
+        column = jnp.where(index == k, 0.0, ab[:, :, k])
+        ab = jnp.where((index == k)[:, None], row[:, None], ab - column[:, :, None] * row[:, None])
+    return ab[..., -1]

@@ -1,0 +1,153 @@
+"""The one place that knows pytrees and the batch axis.
+
+Inside the library a state is always a pytree whose leaves carry the batch on axis 0 (one equation
+is a batch of one). Every function here works *per sample*: a scalar is an array of shape (batch,),
+and a small matrix is (batch, m, m). Reductions accumulate in float32 at least, at full precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+PyTree = Any
+
+
+def wide(dtype) -> jnp.dtype:
+    """The dtype in which arithmetic on a `dtype` state is done: float32 at least."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def scalar_dtype(z: PyTree) -> jnp.dtype:
+    """The real dtype of per-sample scalars for the state z."""
+    dtype = jnp.result_type(jnp.float32, *(x.dtype for x in jax.tree.leaves(z)))
+    return jnp.finfo(dtype).dtype
+
+
+def per_sample(c: jax.Array, x: jax.Array) -> jax.Array:
+    """Reshape c, (batch,), so that it multiplies the leaf x, (batch, ...)."""
+    return c.reshape(c.shape + (1,) * (x.ndim - c.ndim))
+
+
+# ---------------------------------------------------------------------------------- to axis 0
+
+
+def to_front(z: PyTree, axis: int | None) -> PyTree:
+    """User layout to inner layout: the batch axis first, or a new axis of length one."""
+    if axis is None:
+        return jax.tree.map(lambda x: x[None], z)
+    return z if axis == 0 else jax.tree.map(lambda x: jnp.moveaxis(x, axis, 0), z)
+
+
+def from_front(z: PyTree, axis: int | None) -> PyTree:
+    """The inverse of `to_front`."""
+    if axis is None:
+        return jax.tree.map(lambda x: x[0], z)
+    return z if axis == 0 else jax.tree.map(lambda x: jnp.moveaxis(x, 0, axis), z)
+
+
+# ---------------------------------------------------------------------------------- vectors
+
+
+def subtract(a: PyTree, b: PyTree) -> PyTree:
+    """a − b, in float32 at least."""
+    return jax.tree.map(lambda x, y: x.astype(wide(x.dtype)) - y.astype(wide(y.dtype)), a, b)
+
+
+def cast_like(a: PyTree, like: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), a, like)
+
+
+def select(mask: jax.Array, a: PyTree, b: PyTree) -> PyTree:
+    """Per sample: a where mask, (batch,), is true, else b. For any leaves with the batch first."""
+
+    def leaf(x, y):
+        return x if isinstance(x, History) else jnp.where(per_sample(mask, x), x, y)
+
+    return jax.tree.map(leaf, a, b, is_leaf=lambda x: isinstance(x, History))
+
+
+def dot(a: PyTree, b: PyTree) -> jax.Array:
+    """⟨a, b⟩ per sample, (batch,): the sum over all leaves, as if they were one vector.
+
+    Complex leaves count as pairs of reals, which keeps every scalar real.
+    """
+    return sum(jax.tree.leaves(jax.tree.map(_leaf_dot, a, b)))
+
+
+def norm(a: PyTree) -> jax.Array:
+    """‖a‖₂ per sample, (batch,). It only steers loops: no gradient flows through it."""
+    return jnp.sqrt(dot(*(lax.stop_gradient(a),) * 2))
+
+
+def _contract(x, y, contracting):
+    """Per-sample contraction, batch on axis 0 of both."""
+    # `dot_general` and not multiply-and-sum: XLA's CPU back end runs the latter on one thread.
+    dtype = wide(jnp.promote_types(x.dtype, y.dtype))
+    return lax.dot_general(
+        x.astype(dtype),
+        y.astype(dtype),
+        (contracting, ((0,), (0,))),
+        precision=lax.Precision.HIGHEST,
+    )
+
+
+def _leaf_dot(x, y):
+    y = y.conj() if jnp.iscomplexobj(y) else y
+    axes = tuple(range(1, x.ndim))
+    return _contract(x, y, (axes, axes)).real
+
+
+# ---------------------------------------------------------------------------------- history
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class History:
+    """The last m vectors, as a ring: every leaf (batch, ...) of a state becomes (batch, m, ...).
+
+    A history freezes itself, one slot at a time, in `push`; `select` passes it through, so that
+    freezing a sample never copies its history.
+    """
+
+    values: PyTree
+
+    @classmethod
+    def zeros(cls, z: PyTree, memory: int, dtype=None) -> History:
+        """m zero vectors, laid out (and sharded) like z."""
+
+        def leaf(x):
+            zero = jnp.zeros_like(x, dtype=dtype)[:, None]
+            return jnp.broadcast_to(zero, (x.shape[0], memory, *x.shape[1:]))
+
+        return cls(jax.tree.map(leaf, z))
+
+    def push(self, v: PyTree, slot: jax.Array, active: jax.Array | None) -> History:
+        """Write v into `slot` for the active samples (None: all); the others keep what they have."""
+
+        def leaf(h, x):
+            x = x.astype(h.dtype)[:, None]
+            if active is not None:
+                old = lax.dynamic_slice_in_dim(h, slot, 1, axis=1)
+                x = jnp.where(per_sample(active, x), x, old)
+            return lax.dynamic_update_slice_in_dim(h, x, slot, axis=1)
+
+        return History(jax.tree.map(leaf, self.values, v))
+
+    def dots(self, v: PyTree) -> jax.Array:
+        """Hᵀv per sample, (batch, m)."""
+
+        def leaf(h, x):
+            x = x.conj() if jnp.iscomplexobj(x) else x
+            axes = tuple(range(1, x.ndim))
+            return _contract(h, x, (tuple(a + 1 for a in axes), axes)).real
+
+        return sum(jax.tree.leaves(jax.tree.map(leaf, self.values, v)))
+
+    def combine(self, c: jax.Array) -> PyTree:
+        """Hc = Σᵢ cᵢ Hᵢ per sample, for c of shape (batch, m), in float32 at least."""
+        return jax.tree.map(lambda h: _contract(c, h, ((1,), (1,))), self.values)

@@ -1,0 +1,8 @@
+"""Flax NNX modules on top of `deqjax.fixed_point`. `deqjax.nn.linen` adapts it to Linen."""
+
+from .deq import DEQ as DEQ
+from .language_model import LanguageModel as LanguageModel
+from .language_model import LanguageModelOutput as LanguageModelOutput
+from .transformer import Memory as Memory
+from .transformer import TransformerCell as TransformerCell
+from .transformer import TransformerInput as TransformerInput

@@ -1,0 +1,153 @@
+"""The equilibrium of a Flax NNX cell, as a module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from .._fixed_point import fixed_point
+from .._solution import Solution, Stats, Status
+from .._state import norm, subtract, to_front
+from ..adjoints import Adjoint, as_adjoint
+from ..solvers import Solver, as_solver
+
+PyTree = Any
+
+
+class DEQ(nnx.Module):
+    """z* = cell(z*, context), with context = cell.inject(x): an infinitely deep, weight-tied stack.
+
+    The cell is any NNX module with `cell(z, context) -> z`. Two methods are optional:
+    `cell.inject(x) -> context`, everything that does not depend on z, computed once per solve
+    (default: context = x); and `cell.initial_state(x) -> z0` (default: zeros shaped like x).
+
+    Every evaluation in a solve sees the same parameters and the same random keys, so a dropout mask
+    inside the cell is drawn once per solve: the equation stays one equation. When the cell holds
+    state besides parameters (random counters, running statistics), it is updated by one call at z*
+    after the solve; XLA drops what that call computes beyond the update.
+
+    The gradient is the same in train and in eval mode: the mode changes the cell, never the adjoint.
+
+    Args:
+        cell: the module f.
+        solver, adjoint, adjoint_solver, rtol, atol, max_steps: as in `deqjax.fixed_point`.
+        batch_axis: independent samples along this axis of z (default 0); None, one equation.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from deqjax.nn import DEQ
+        >>> class Cell(nnx.Module):
+        ...     def __init__(self, d, rngs):
+        ...         small = nnx.initializers.normal(0.1)
+        ...         self.linear = nnx.Linear(d, d, kernel_init=small, rngs=rngs)
+        ...     def __call__(self, z, x):
+        ...         return jnp.tanh(self.linear(z) + x)
+        >>> deq = DEQ(Cell(4, nnx.Rngs(0)), solver="broyden")
+        >>> sol = deq(jnp.ones((2, 4)))
+        >>> sol.z.shape, bool(sol.stats.converged.all())
+        ((2, 4), True)
+    """
+
+    def __init__(
+        self,
+        cell: nnx.Module,
+        *,
+        solver: str | Solver = "anderson",
+        adjoint: str | Adjoint = "implicit",
+        adjoint_solver: str | Solver | None = None,
+        rtol: float | None = None,
+        atol: float | None = None,
+        max_steps: int | None = None,
+        batch_axis: int | None = 0,
+    ):
+        # Wrong options fail here, in one sentence, and not at the first call.
+        self.solver = as_solver(solver).with_options(rtol=rtol, atol=atol, max_steps=max_steps)
+        self.adjoint = as_adjoint(adjoint)
+        self.adjoint_solver = adjoint_solver and as_solver(adjoint_solver, "adjoint_solver")
+        self.adjoint.resolve(self.solver, self.adjoint_solver)
+        self.batch_axis = batch_axis
+        self.cell = cell
+
+    def __call__(
+        self,
+        x: PyTree,
+        *,
+        z0: PyTree | None = None,
+        depth: int | None = None,
+        resume: Any = None,
+        trace: bool = False,
+        adjoint_probe: Stats | None = None,
+    ) -> Solution:
+        """Solve for the input x.
+
+        Args:
+            x: what `cell.inject` takes, or the context itself.
+            z0: where to start; None asks the cell, or means zeros like x.
+            depth: None solves. An int stacks the cell that many times from z0 instead, with plain
+                back-propagation: the warm-up of DEQ training, and the weight-tied baseline. The
+                statistics then say how far that stack is from an equilibrium.
+            resume, trace, adjoint_probe: as in `deqjax.fixed_point`.
+        """
+        if z0 is None:
+            z0 = self._initial_state(x)
+        inject = getattr(self.cell, "inject", None)
+        context = x if inject is None else inject(x)
+        graph, state = nnx.split(self.cell)
+
+        def f(z):
+            return nnx.merge(graph, state)(z, context)
+
+        if depth is None:
+            solution = fixed_point(
+                f,
+                z0,
+                solver=self.solver,
+                adjoint=self.adjoint,
+                adjoint_solver=self.adjoint_solver,
+                batch_axis=self.batch_axis,
+                resume=resume,
+                trace=trace,
+                adjoint_probe=adjoint_probe,
+            )
+        else:
+            solution = _stack(f, z0, depth, self.batch_axis)
+        if _has_other_state(state):
+            self.cell(*jax.lax.stop_gradient((solution.z, context)))
+        return solution
+
+    def _initial_state(self, x: PyTree) -> PyTree:
+        if hasattr(self.cell, "initial_state"):
+            return self.cell.initial_state(x)
+        return jax.tree.map(jnp.zeros_like, x)
+
+
+def _has_other_state(state: PyTree) -> bool:
+    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return any(not isinstance(x, nnx.Param) for x in leaves)
+
+
+def _stack(f, z0: PyTree, depth: int, batch_axis: int | None) -> Solution:
+    """f applied `depth` times to z0. Residuals are those of the last application."""
+    if depth < 1:
+        raise ValueError(f"depth must be an integer >= 1, or None to solve; got {depth!r}")
+    z, previous = z0, z0
+    for _ in range(depth):
+        z, previous = f(z), z
+    front, before = to_front(z, batch_axis), to_front(previous, batch_axis)
+    residual, size = norm(subtract(front, before)), norm(front)
+    steps = jnp.full(residual.shape, depth, jnp.int32)
+    stats = Stats(
+        status=jnp.full(residual.shape, Status.MAX_STEPS, jnp.int32),
+        converged=jnp.zeros(residual.shape, bool),
+        steps=steps,
+        f_evals=steps,
+        residual=residual,
+        rel_residual=residual / jnp.where(size > 0, size, 1),
+    )
+    if batch_axis is None:
+        stats = jax.tree.map(lambda s: s[0], stats)
+    return Solution(z=z, stats=stats)

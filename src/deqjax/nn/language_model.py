@@ -1,0 +1,79 @@
+"""A causal language model around one equilibrium."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from .._solution import Solution, Stats
+from .deq import DEQ
+from .transformer import Memory, TransformerInput
+
+
+class LanguageModelOutput(NamedTuple):
+    """logits: (batch, time, vocabulary), float32; memory: for the next segment; solution: z*."""
+
+    logits: jax.Array
+    memory: Memory | None
+    solution: Solution
+
+
+class LanguageModel(nnx.Module):
+    """Embedding, equilibrium, and a softmax tied to the embedding.
+
+    Args:
+        vocabulary: number of tokens.
+        cell: a `TransformerCell`, or any cell with the same methods.
+        dropout: rate of the variational dropout on the embedded input and on z*.
+        rngs: for the parameters and, as `rngs.dropout`, the masks.
+        **options: `solver`, `adjoint`, `adjoint_solver`, `rtol`, `atol`, `max_steps` of `DEQ`.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        cell: Any,
+        *,
+        dropout: float = 0.0,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
+        d = cell.d
+        init = nnx.initializers.normal(1 / math.sqrt(d))
+        self.embedding = nnx.Param(init(rngs.params(), (vocabulary, d)))
+        self.bias = nnx.Param(jnp.zeros((vocabulary,)))
+        self.deq = DEQ(cell, **options)
+        self.drop_in = nnx.Dropout(dropout, broadcast_dims=(1,), rngs=rngs)
+        self.drop_out = nnx.Dropout(dropout, broadcast_dims=(1,), rngs=rngs)
+
+    @property
+    def cell(self) -> Any:
+        return self.deq.cell
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        memory: Memory | None = None,
+        *,
+        depth: int | None = None,
+        adjoint_probe: Stats | None = None,
+    ) -> LanguageModelOutput:
+        """Next-token logits of `tokens`, int (batch, time), after `memory`.
+
+        `depth` and `adjoint_probe` are those of `DEQ.__call__`.
+        """
+        table = self.embedding[...]
+        x = self.drop_in(table[tokens] * math.sqrt(table.shape[1]))
+        given = TransformerInput(x, memory)
+        solution = self.deq(given, depth=depth, adjoint_probe=adjoint_probe)
+        z = self.drop_out(solution.z)
+        logits = (z @ table.T).astype(jnp.float32) + self.bias[...]
+        if self.cell.memory_length:
+            memory = self.cell.remember(given, solution.z)
+        return LanguageModelOutput(logits, memory, solution)

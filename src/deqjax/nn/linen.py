@@ -1,0 +1,101 @@
+"""The equilibrium of a Flax Linen cell, as a Linen module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from .._fixed_point import fixed_point
+from .._solution import Solution
+from ..adjoints import Adjoint, as_adjoint
+from ..solvers import Solver, as_solver
+
+PyTree = Any
+
+
+class DEQ(nn.Module):
+    """z* = cell(z*, x) for a Linen cell with `cell(z, x) -> z`; the result is a `Solution`.
+
+    The parameters of the cell are made by one call when the module is initialised. Every evaluation
+    in a solve sees the same variables and the same random keys: each stream that the caller passes
+    (dropout, say) is drawn from once per solve, so the equation stays one equation. Collections
+    other than the parameters (running statistics, what the cell sows) are fixed during the solve;
+    those that the caller made mutable are then updated by one call at z*, which no gradient enters.
+
+    Whatever does not depend on z is best computed outside and passed in x, any pytree of arrays.
+    The cell must own its submodules: one that it shares with another module is refused by Flax.
+
+    Attributes:
+        cell: the module f.
+        solver, adjoint, adjoint_solver, rtol, atol, max_steps: as in `deqjax.fixed_point`.
+        batch_axis: independent samples along this axis of z (default 0); None, one equation.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import linen as nn
+        >>> from deqjax.nn.linen import DEQ
+        >>> class Cell(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, z, x):
+        ...         small = nn.initializers.normal(0.1)
+        ...         return jnp.tanh(nn.Dense(z.shape[-1], kernel_init=small)(z) + x)
+        >>> deq, x = DEQ(Cell(), solver="broyden"), jnp.ones((2, 4))
+        >>> variables = deq.init(jax.random.key(0), x)
+        >>> sol = deq.apply(variables, x)
+        >>> sol.z.shape, bool(sol.stats.converged.all())
+        ((2, 4), True)
+    """
+
+    cell: nn.Module
+    solver: str | Solver = "anderson"
+    adjoint: str | Adjoint = "implicit"
+    adjoint_solver: str | Solver | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    max_steps: int | None = None
+    batch_axis: int | None = 0
+
+    def __post_init__(self):
+        # Wrong options fail here, in one sentence, and not at the first call.
+        solver = as_solver(self.solver).with_options(
+            rtol=self.rtol, atol=self.atol, max_steps=self.max_steps
+        )
+        other = self.adjoint_solver
+        as_adjoint(self.adjoint).resolve(solver, other and as_solver(other, "adjoint_solver"))
+        super().__post_init__()
+
+    def __call__(self, x: PyTree, z0: PyTree | None = None) -> Solution:
+        """Solve for the input x, from z0; None starts at zeros shaped like x."""
+        if z0 is None:
+            z0 = jax.tree.map(jnp.zeros_like, x)
+        starting = self.is_initializing()
+        if starting:
+            self.cell(z0, x)
+        cell, variables = self.cell.unbind()
+        keys = {name: self.make_rng(name) for name in self.scope.rngs}
+        mutable = self.scope.mutable or []
+
+        def call(z):
+            # `apply` restarts the streams: the same keys, so the same masks, at every step.
+            return cell.apply(variables, z, x, rngs=keys, mutable=mutable)
+
+        solution = fixed_point(
+            lambda z: call(z)[0],
+            z0,
+            solver=self.solver,
+            adjoint=self.adjoint,
+            adjoint_solver=self.adjoint_solver,
+            rtol=self.rtol,
+            atol=self.atol,
+            max_steps=self.max_steps,
+            batch_axis=self.batch_axis,
+        )
+        if not starting and mutable:
+            _, updates = call(jax.lax.stop_gradient(solution.z))
+            for collection in updates.keys() - {"params"}:
+                for name, value in updates[collection].items():
+                    self.cell.put_variable(collection, name, value)
+        return solution

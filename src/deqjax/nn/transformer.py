@@ -1,0 +1,204 @@
+"""The DEQ-Transformer cell: one Transformer-XL block with its input injected into Q, K and V."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+PyTree = Any
+
+
+class Memory(NamedTuple):
+    """The last `memory_length` positions of the previous segment, detached.
+
+    Attributes:
+        z: their equilibrium, (batch, memory, d).
+        injection: their injected q, k, v, (batch, memory, 3d).
+        valid: (batch,) bool, False where the stream has just begun and there is nothing yet.
+    """
+
+    z: jax.Array
+    injection: jax.Array
+    valid: jax.Array
+
+
+class TransformerInput(NamedTuple):
+    """x: the embedded input, (batch, time, d); memory: a `Memory` or None."""
+
+    x: jax.Array
+    memory: Memory | None = None
+
+
+class TransformerContext(NamedTuple):
+    """All that one block needs besides z, computed once per solve."""
+
+    injection: jax.Array  # (batch, time, 3d)
+    key_value: jax.Array  # (batch, memory, 2d): keys and values of the memory
+    position: jax.Array  # (memory + time, d): keys of the relative positions, furthest first
+    allowed: jax.Array  # (batch or 1, 1, time, memory + time) bool
+    mask_attention: jax.Array | None  # (batch, 1, d): variational dropout, already scaled
+    mask_hidden: jax.Array | None  # (batch, 1, d_inner)
+    mask_output: jax.Array | None  # (batch, 1, d)
+
+
+class TransformerCell(nnx.Module):
+    """y = LN(z + attention(z)), f(z) = LN(y + feed_forward(y)); post-LN, no affine.
+
+    The cell of the DEQ paper (Bai et al. 2019, section 4 and released code): Transformer-XL
+    attention with relative positions (Dai et al. 2019, arXiv 1901.02860) over [memory; z]; the
+    embedded input enters as an injection W x added to q, k and v, computed once per solve; masks of
+    variational dropout are drawn once per solve (Gal and Ghahramani 2016). Keys and values of the
+    memory and of the positions do not depend on z and are computed once as well.
+
+    Causal: output t depends on inputs up to t only.
+
+    Args:
+        d: width of z.
+        heads: attention heads, a divisor of d.
+        d_inner: width of the ReLU feed-forward.
+        memory_length: positions kept from the previous segment; 0 for none.
+        dropout: rate of the variational masks, in [0, 1).
+        rngs: for the parameters and, as `rngs.dropout`, the masks.
+    """
+
+    def __init__(
+        self,
+        d: int,
+        *,
+        heads: int,
+        d_inner: int,
+        memory_length: int = 0,
+        dropout: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        if d % heads:
+            raise ValueError(f"the width d={d} must be a multiple of heads={heads}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
+        self.d, self.heads, self.d_inner = d, heads, d_inner
+        self.memory_length, self.dropout = memory_length, dropout
+        self.deterministic = False
+        self.rngs = rngs.fork() if dropout else None
+
+        def linear(n_in, n_out, bias=False):
+            init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
+            return nnx.Linear(n_in, n_out, use_bias=bias, kernel_init=init, rngs=rngs)
+
+        self.qkv = linear(d, 3 * d)
+        self.inject_qkv = linear(d, 3 * d)
+        self.position = linear(d, d)
+        self.out = linear(d, d)
+        self.up = linear(d, d_inner, bias=True)
+        self.down = linear(d_inner, d, bias=True)
+        self.content_bias = nnx.Param(jnp.zeros((d,)))
+        self.position_bias = nnx.Param(jnp.zeros((d,)))
+
+    def initial_state(self, given: TransformerInput) -> jax.Array:
+        return jnp.zeros_like(given.x)
+
+    def inject(self, given: TransformerInput) -> TransformerContext:
+        """Everything that stays fixed while z is being solved for."""
+        x, memory = given
+        batch, time, d = x.shape
+        length = 0 if memory is None else memory.z.shape[1]
+        injection = self.inject_qkv(x)
+        kernel = self.qkv.kernel[...]
+        key_value = jnp.zeros((batch, 0, 2 * d), x.dtype)
+        allowed = _causal(time, length)
+        if memory is not None:
+            key_value = memory.z @ kernel[:, d:] + memory.injection[..., d:]
+            seen = memory.valid[:, None, None, None] | (jnp.arange(length + time) >= length)
+            allowed = allowed & seen
+        position = self.position(_sinusoid(length + time, d).astype(x.dtype))
+        masks = (None, None, None)
+        if self.dropout and not self.deterministic:
+            sizes = (d, self.d_inner, d)
+            masks = tuple(_mask(self.rngs.dropout(), self.dropout, (batch, 1, n)) for n in sizes)
+        return TransformerContext(injection, key_value, position, allowed, *masks)
+
+    def __call__(self, z: jax.Array, context: TransformerContext) -> jax.Array:
+        """f(z) for z of shape (batch, time, d)."""
+        y = _layer_norm(z + _apply(context.mask_attention, self._attention(z, context)))
+        hidden = _apply(context.mask_hidden, jax.nn.relu(self.up(y)))
+        return _layer_norm(y + _apply(context.mask_output, self.down(hidden)))
+
+    def remember(self, given: TransformerInput, z: jax.Array) -> Memory:
+        """The memory for the next segment: the last `memory_length` positions of [memory; z]."""
+        injection = self.inject_qkv(given.x)  # the solve computed it too: XLA merges the two
+        valid = jnp.ones(z.shape[:1], bool)
+        if given.memory is not None and z.shape[1] < self.memory_length:
+            z = jnp.concatenate([given.memory.z, z], axis=1)
+            injection = jnp.concatenate([given.memory.injection, injection], axis=1)
+            valid = given.memory.valid
+        keep = slice(max(0, z.shape[1] - self.memory_length), None)
+        return Memory(*jax.lax.stop_gradient((z[:, keep], injection[:, keep], valid)))
+
+    def empty_memory(self, batch: int, dtype: Any = jnp.float32) -> Memory:
+        """The memory before the first segment."""
+        m, d = self.memory_length, self.d
+        zeros = jnp.zeros
+        return Memory(
+            zeros((batch, m, d), dtype), zeros((batch, m, 3 * d), dtype), zeros((batch,), bool)
+        )
+
+    def _attention(self, z, context):
+        """softmax((q + b_c)ᵀk + (q + b_p)ᵀr) v, with r the key of the distance."""
+        qkv = self.qkv(z) + context.injection
+        q, key_value = qkv[..., : self.d], qkv[..., self.d :]
+        key_value = jnp.concatenate([context.key_value, key_value], axis=1)
+        k, v = jnp.split(key_value, 2, axis=-1)
+        content = self._heads(q + self.content_bias[...])
+        relative = self._heads(q + self.position_bias[...])
+        k, v, r = self._heads(k), self._heads(v), self._heads(context.position)
+        scores = jnp.einsum("bihd,bjhd->bhij", content, k)
+        scores += _shift(jnp.einsum("bihd,jhd->bhij", relative, r))
+        scores = scores / math.sqrt(self.d // self.heads)
+        scores = jnp.where(context.allowed, scores, jnp.finfo(scores.dtype).min)
+        weights = jax.nn.softmax(scores.astype(jnp.promote_types(z.dtype, jnp.float32)), axis=-1)
+        out = jnp.einsum("bhij,bjhd->bihd", weights.astype(z.dtype), v)
+        return self.out(out.reshape(z.shape))
+
+    def _heads(self, x):
+        return x.reshape(*x.shape[:-1], self.heads, self.d // self.heads)
+
+
+def _layer_norm(y: jax.Array, epsilon: float = 1e-5) -> jax.Array:
+    wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+    centred = wide - wide.mean(-1, keepdims=True)
+    variance = jnp.mean(centred**2, -1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + epsilon)).astype(y.dtype)
+
+
+def _causal(time: int, length: int) -> jax.Array:
+    """(1, 1, time, length + time): query i sees the memory and keys up to itself."""
+    query, key = jnp.arange(time)[:, None], jnp.arange(length + time)[None, :]
+    return (key <= query + length)[None, None]
+
+
+def _shift(scores: jax.Array) -> jax.Array:
+    """Row i of (.., time, keys) moves left by time − 1 − i: column j then holds the score of the
+    distance from query i to key j (the "relative shift" of Transformer-XL, appendix B). What wraps
+    around lies in the future and is masked."""
+    *lead, time, keys = scores.shape
+    padded = jnp.pad(scores, [(0, 0)] * len(lead) + [(0, 0), (1, 0)])
+    return padded.reshape(*lead, keys + 1, time)[..., 1:, :].reshape(scores.shape)
+
+
+def _sinusoid(length: int, d: int) -> jax.Array:
+    """(length, d): sines and cosines of the distances length − 1, ..., 0."""
+    distance = jnp.arange(length - 1, -1, -1.0)[:, None]
+    rate = 10000 ** (-jnp.arange(0, d, 2.0) / d)
+    angle = distance * rate
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)[:, :d]
+
+
+def _mask(key, rate: float, shape) -> jax.Array:
+    return jax.random.bernoulli(key, 1 - rate, shape) / (1 - rate)
+
+
+def _apply(mask, x):
+    return x if mask is None else x * mask.astype(x.dtype)

@@ -1,0 +1,270 @@
+"""The training loop: checkpoints, metrics, progress, evaluation and a clean stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from .checkpoints import Checkpoints
+from .curves import plot_curves
+from .metrics import MetricsWriter, read_metrics
+from .options import OptionError, TrainOptions
+from .progress import Progress
+from .schedules import optimiser as make_optimiser
+from .step import Task, TrainState, make_step, new_state
+
+
+class Interrupted(SystemExit):
+    """The run was asked to stop (Ctrl-C or SIGTERM), saved a checkpoint, and did."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run: where it is, its model in eval mode, and what `result.json` says."""
+
+    directory: Path
+    model: Any
+    result: dict[str, Any]
+
+
+def fit(
+    task: Task,
+    options: TrainOptions,
+    config: Any,
+    *,
+    name: str,
+    baselines: dict[str, float] | None = None,
+) -> Run:
+    """Train `task`, or go on where an earlier, interrupted call with the same config stopped.
+
+    Leaves `runs/<name>/` with `config.json`, `metrics.jsonl`, `checkpoints/`, and, at the end,
+    `curves.png` and `result.json`. A run that is killed at any moment and started again follows
+    the same sequence of states, bit for bit on one machine: the state holds parameters, optimiser,
+    random keys, memory and the position in the data.
+
+    Args:
+        task: what to train.
+        options: steps, learning rate, cadence.
+        config: the dataclass to record in `config.json`; a restart must bring an equal one.
+        name: the run's folder, unless `options.name` says otherwise.
+        baselines: perplexities to draw and record beside the run's.
+
+    Raises:
+        OptionError: the folder holds a run with another config.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved first.
+    """
+    directory = options.runs / (options.name or name)
+    _claim(directory, config, options.restart)
+    optimiser = make_optimiser(options)
+    graph, state = new_state(task, optimiser, options.seed)
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        restored = checkpoints.restore(state)
+        seconds = 0.0
+        if restored is not None:
+            state, seconds = restored.tree, restored.info["seconds"]
+        start = int(state.step)
+        metrics = MetricsWriter.resume(directory, start, tensorboard=options.tensorboard or False)
+        session = _Session(task, options, graph, optimiser, checkpoints, metrics, seconds)
+        with metrics:
+            state = session.train(state, start)
+    model = session.model(state)
+    result = {
+        "steps": int(state.step),
+        "seconds": round(session.seconds(), 1),
+        "parameters": count(state.params),
+        "skipped_steps": int(state.skipped),
+        **_tail(read_metrics(directory)),
+        **session.last_evaluation(state),
+        "baselines": baselines or {},
+        "jax": jax.__version__,
+        "backend": jax.default_backend(),
+    }
+    write_json(directory / "result.json", result)
+    plot_curves(
+        read_metrics(directory),
+        directory / "curves.png",
+        title=f"{directory.name}: {result['parameters']:,} parameters, {result['steps']} steps",
+        baselines=baselines or {},
+    )
+    return Run(directory, model, result)
+
+
+class _Session:
+    """One call of `fit`: the compiled steps and the cadence."""
+
+    def __init__(self, task, options, graph, optimiser, checkpoints, metrics, seconds):
+        self.task, self.options, self.graph = task, options, graph
+        self.checkpoints, self.metrics = checkpoints, metrics
+        self.before, self.began = seconds, time.monotonic()
+        donate = dict(donate_argnums=0)
+        self.solve = jax.jit(make_step(task, graph, optimiser), **donate)
+        self.stack = jax.jit(make_step(task, graph, optimiser, options.stack_depth), **donate)
+        self.evaluated: tuple[int, dict[str, float]] | None = None
+
+    def seconds(self) -> float:
+        """Wall time of the run so far, earlier calls included."""
+        return self.before + time.monotonic() - self.began
+
+    def model(self, state: TrainState) -> Any:
+        model = nnx.merge(self.graph, state.params, state.rest)
+        model.eval()
+        return model
+
+    def last_evaluation(self, state: TrainState) -> dict[str, float]:
+        step = int(state.step)
+        if self.evaluated is None or self.evaluated[0] != step:
+            self.evaluated = step, self.task.evaluate(self.model(state))
+        return self.evaluated[1]
+
+    def train(self, state: TrainState, start: int) -> TrainState:
+        options = self.options
+        with Progress(options.steps) as progress, _stop_requests() as asked:
+            if start:
+                progress.note(f"continuing at step {start} of {options.steps}")
+            began, tokens = time.monotonic(), 0
+            for step in range(start, options.steps):
+                batch = self.task.batch(step)
+                tokens += _tokens(batch)
+                train_step = self.stack if step < options.stack_steps else self.solve
+                state, metrics = train_step(state, batch)
+                done = step + 1
+                last = done == options.steps
+                if done % options.log_every == 0 or last:
+                    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+                    row = self._row(metrics, tokens / (time.monotonic() - began))
+                    if done % options.eval_every == 0 or last:
+                        row |= self.last_evaluation(state)
+                    self.metrics.write(done, **row)
+                    progress.update(done, **_visible(row))
+                    began, tokens = time.monotonic(), 0
+                elif done % options.eval_every == 0:
+                    self.metrics.write(done, **self.last_evaluation(state))
+                if done % options.checkpoint_every == 0 or last or asked:
+                    self._save(state, done)
+                if asked and not last:
+                    progress.close()
+                    raise Interrupted(
+                        f"stopped after step {done} with a checkpoint saved; the same command "
+                        "continues from there"
+                    )
+        return state
+
+    def _row(self, metrics: dict[str, float], rate: float) -> dict[str, Any]:
+        row: dict[str, Any] = dict(metrics)
+        if "perplexity" not in row:
+            row["perplexity"] = math.exp(min(row["loss"], 80.0))
+        row["tokens_per_second"] = round(rate, 1)
+        return row
+
+    def _save(self, state: TrainState, step: int) -> None:
+        self.metrics.sync()
+        self.checkpoints.save(step, state, {"seconds": round(self.seconds(), 3)})
+
+
+def count(params: Any) -> int:
+    """Number of scalars in a tree of parameters."""
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in one move."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
+    os.replace(partial, path)
+
+
+def _claim(directory: Path, config: Any, restart: bool) -> None:
+    """Make the folder this run's own, or find that it already is."""
+    if restart and directory.exists():
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "config.json"
+    wanted = json.loads(json.dumps(_flat(config), default=str))
+    if path.exists():
+        try:
+            found = json.loads(path.read_text())
+        except json.JSONDecodeError:
+            found = {}
+        different = sorted(k for k in wanted | found if wanted.get(k) != found.get(k))
+        if different:
+            k = different[0]
+            raise OptionError(
+                f"{directory} holds a run with other options ({k} was {found.get(k)!r}, now "
+                f"{wanted.get(k)!r}): choose another --name, or --restart to delete that run"
+            )
+    write_json(path, wanted)
+
+
+def _flat(config: Any) -> dict[str, Any]:
+    """Field names and values of nested dataclasses; where a run lives is not part of what it is."""
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= _flat(value)
+        elif field.name not in ("runs", "name", "restart"):
+            flat[field.name] = value
+    return flat
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """A list that Ctrl-C or SIGTERM makes true; a second Ctrl-C interrupts at once."""
+    asked: list[int] = []
+
+    def ask(number, frame):
+        asked.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are somebody else's
+        old = {}
+    try:
+        yield asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _tokens(batch: Any) -> int:
+    """Scored positions of a batch; its largest leaf if it has no weights."""
+    weights = getattr(batch, "weights", None)
+    if weights is not None:
+        return int(np.sum(weights))
+    return max(np.size(x) for x in jax.tree.leaves(batch))
+
+
+def _visible(row: dict[str, Any]) -> dict[str, Any]:
+    keys = (
+        "loss perplexity recall forward_steps adjoint_steps converged valid_perplexity "
+        "tokens_per_second"
+    ).split()
+    shown = {k: row[k] for k in keys if k in row}
+    if row.get("skipped"):
+        shown["skipped"] = row["skipped"]
+    return shown
+
+
+def _tail(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over the last tenth of the run."""
+    rows = rows[-max(1, len(rows) // 10) :]
+    means = {}
+    for key in ("loss", "forward_steps", "adjoint_steps", "converged", "adjoint_converged"):
+        values = [r[key] for r in rows if r.get(key) is not None]
+        if values:
+            means[f"final_{key}"] = float(np.mean(values))
+    return means

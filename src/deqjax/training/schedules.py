@@ -1,0 +1,35 @@
+"""Learning-rate schedules and the optimiser, as Optax chains."""
+
+from __future__ import annotations
+
+import jax
+import optax
+
+from .options import TrainOptions
+
+
+def learning_rate(options: TrainOptions) -> optax.Schedule:
+    """Linear warm-up, then cosine decay to `learning_rate_end` times the peak."""
+    warmup = min(options.warmup, max(options.steps - 1, 0))
+    return optax.warmup_cosine_decay_schedule(
+        init_value=options.learning_rate / (warmup + 1),
+        peak_value=options.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=max(options.steps, warmup + 1),
+        end_value=options.learning_rate * options.learning_rate_end,
+    )
+
+
+def optimiser(options: TrainOptions) -> optax.GradientTransformation:
+    """AdamW after clipping by the global norm; vectors (biases) are not decayed."""
+
+    return optax.chain(
+        optax.clip_by_global_norm(options.clip),
+        optax.adamw(
+            learning_rate(options), b2=0.98, weight_decay=options.weight_decay, mask=_matrices
+        ),
+    )
+
+
+def _matrices(params):
+    return jax.tree.map(lambda p: p.ndim >= 2, params)
