@@ -1,1 +1,1 @@
-"""Experiments on top of `deqjax.training`: one short file each, run as `python -m experiments.NAME`."""
+"""Experiments on top of `deqjax.training`, one short file each: `python -m experiments.NAME`."""

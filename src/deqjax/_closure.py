@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 PyTree = Any
@@ -57,5 +58,5 @@ def vary_like(z: PyTree, target: PyTree) -> PyTree:
 
 
 def _varying(x) -> frozenset:
-    aval = x if isinstance(x, jax.core.ShapedArray) else jax.typeof(x)
+    aval = x if isinstance(x, ShapedArray) else jax.typeof(x)
     return frozenset(getattr(aval, "vma", None) or ())

@@ -44,8 +44,14 @@ def equilibrium(
         pure, inputs, out = hoist(f, z0, ())
 
     if adjoint.differentiates_loop:
-        options = dict(batched=batched, trace=trace, resume=resume, loop=adjoint.loop)
-        return _detach(run(lambda z: pure(z, inputs), z0, solver, **options))
+
+        def f_of(z):
+            return pure(z, inputs)
+
+        result = run(
+            f_of, z0, solver, batched=batched, trace=trace, resume=resume, loop=adjoint.loop
+        )
+        return _detach(result)
 
     theta = [x for x in inputs if is_differentiable(x)]
     other = [x for x in inputs if not is_differentiable(x)]

@@ -6,6 +6,7 @@ import difflib
 import math
 import operator
 from collections.abc import Iterable
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -39,11 +40,11 @@ def check_tolerance(name: str, value) -> None:
         raise ValueError(f"{name} must be a finite number >= 0, such as 1e-5; got {value!r}")
 
 
-def check_integer(name: str, value, *, least: int, optional: bool = False) -> None:
+def check_integer(name: str, value: Any, *, least: int, optional: bool = False) -> None:
     if value is None and optional:
         return
     try:
-        number = operator.index(value)
+        number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name} must be an integer >= {least}, got {value!r}") from None
     if isinstance(value, bool) or number < least:

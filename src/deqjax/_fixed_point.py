@@ -11,16 +11,18 @@ import jax.numpy as jnp
 from ._driver import Resume
 from ._equilibrium import equilibrium
 from ._errors import unknown_keyword
+from ._options import choose
 from ._solution import Solution, Stats
 from ._state import from_front, to_front
-from .adjoints import Adjoint, as_adjoint
-from .solvers import Solver, as_solver
+from .adjoints import Adjoint
+from .solvers import Solver
 
 PyTree = Any
 
 _KEYWORDS = (
-    "solver adjoint adjoint_solver rtol atol max_steps batch_axis trace resume adjoint_probe"
-).split()
+    *("solver", "adjoint", "adjoint_solver", "rtol", "atol", "max_steps"),
+    *("batch_axis", "trace", "resume", "adjoint_probe"),
+)
 
 
 def fixed_point(
@@ -96,10 +98,14 @@ def fixed_point(
     args = jax.tree.map(_as_array, args)
     _check_cell(f, z0, args)
 
-    forward = as_solver(solver).with_options(rtol=rtol, atol=atol, max_steps=max_steps)
-    if adjoint_solver is not None:
-        adjoint_solver = as_solver(adjoint_solver, "adjoint_solver")
-    gradient = as_adjoint(adjoint).resolve(forward, adjoint_solver)
+    forward, gradient = choose(
+        solver=solver,
+        adjoint=adjoint,
+        adjoint_solver=adjoint_solver,
+        rtol=rtol,
+        atol=atol,
+        max_steps=max_steps,
+    )
     _check_probe(adjoint_probe, batch, gradient)
     if resume is not None:
         resume = _checked_resume(resume)
@@ -242,8 +248,8 @@ def _check_cell(f: Callable, z0: PyTree, args: tuple) -> None:
             )
         if x.dtype != y.dtype:
             raise TypeError(
-                f"f must keep the dtype of the state: z0{where} is {x.dtype}, f returned {y.dtype}; "
-                "cast one of them"
+                f"f must keep the dtype of the state: z0{where} is {x.dtype}, f returned "
+                f"{y.dtype}; cast one of them"
             )
 
 

@@ -1,4 +1,4 @@
-"""Linear systems of the size of a solver's memory: tiny, one per sample, never worth a LAPACK call."""
+"""Linear systems as small as a solver's memory, one per sample: never worth a LAPACK call."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 
 class Status(enum.IntEnum):
@@ -97,7 +98,7 @@ class Solution:
 
         Works on concrete values only: call it outside `jit`.
         """
-        if isinstance(self.stats.status, jax.core.Tracer):
+        if isinstance(self.stats.status, Tracer):
             raise TypeError(
                 "raise_unless_converged() needs concrete values: return sol.stats from the jitted "
                 "function and check it outside, or branch on sol.stats.converged inside"

@@ -7,6 +7,7 @@ and a small matrix is (batch, m, m). Reductions accumulate in float32 at least, 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +77,7 @@ def dot(a: PyTree, b: PyTree) -> jax.Array:
 
     Complex leaves count as pairs of reals, which keeps every scalar real.
     """
-    return sum(jax.tree.leaves(jax.tree.map(_leaf_dot, a, b)))
+    return _total(jax.tree.map(_leaf_dot, a, b))
 
 
 def norm(a: PyTree) -> jax.Array:
@@ -94,6 +95,10 @@ def _contract(x, y, contracting):
         (contracting, ((0,), (0,))),
         precision=lax.Precision.HIGHEST,
     )
+
+
+def _total(tree: PyTree) -> jax.Array:
+    return functools.reduce(jnp.add, jax.tree.leaves(tree))
 
 
 def _leaf_dot(x, y):
@@ -127,7 +132,7 @@ class History:
         return cls(jax.tree.map(leaf, z))
 
     def push(self, v: PyTree, slot: jax.Array, active: jax.Array | None) -> History:
-        """Write v into `slot` for the active samples (None: all); the others keep what they have."""
+        """Write v into `slot` for the active samples (None: all); the others keep theirs."""
 
         def leaf(h, x):
             x = x.astype(h.dtype)[:, None]
@@ -146,7 +151,7 @@ class History:
             axes = tuple(range(1, x.ndim))
             return _contract(h, x, (tuple(a + 1 for a in axes), axes)).real
 
-        return sum(jax.tree.leaves(jax.tree.map(leaf, self.values, v)))
+        return _total(jax.tree.map(leaf, self.values, v))
 
     def combine(self, c: jax.Array) -> PyTree:
         """Hc = Σᵢ cᵢ Hᵢ per sample, for c of shape (batch, m), in float32 at least."""

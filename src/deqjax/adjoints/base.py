@@ -44,8 +44,8 @@ class Adjoint:
         """This adjoint with everything that it takes over from the call filled in."""
         if adjoint_solver is not None:
             raise ValueError(
-                f"adjoint_solver= has no effect with adjoint={self.name!r}, which solves no adjoint "
-                "equation: leave it out or use adjoint='implicit'"
+                f"adjoint_solver= has no effect with adjoint={self.name!r}, which solves no "
+                "adjoint equation: leave it out or use adjoint='implicit'"
             )
         return self
 

@@ -43,7 +43,7 @@ class Implicit(Adjoint):
                 "the adjoint's solver is given twice: by adjoint=Implicit(solver=...) and by "
                 "adjoint_solver=...; keep one"
             )
-        solver = adjoint_solver or self.solver or forward
+        solver = as_solver(adjoint_solver or self.solver or forward)
         missing = {k: getattr(forward, k) for k in Solver.options() if getattr(solver, k) is None}
         return replace(self, solver=solver.with_options(**missing))
 
@@ -54,5 +54,6 @@ class Implicit(Adjoint):
         def f(u):
             return jax.tree.map(lambda a, b: a + b, pull(u), v)
 
+        assert isinstance(self.solver, Solver), "resolve() has filled it in"
         result = equilibrium(f, v, self.solver, self, batched=batched)
         return result.z, result.stats

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .._fixed_point import fixed_point
+from .._options import choose
 from .._solution import Solution, Stats, Status
 from .._state import norm, subtract, to_front
-from ..adjoints import Adjoint, as_adjoint
-from ..solvers import Solver, as_solver
+from ..adjoints import Adjoint
+from ..solvers import Solver
 
 PyTree = Any
 
@@ -29,7 +30,7 @@ class DEQ(nnx.Module):
     state besides parameters (random counters, running statistics), it is updated by one call at z*
     after the solve; XLA drops what that call computes beyond the update.
 
-    The gradient is the same in train and in eval mode: the mode changes the cell, never the adjoint.
+    The gradient is the same in train and in eval mode: the mode changes the cell, not the adjoint.
 
     Args:
         cell: the module f.
@@ -65,10 +66,14 @@ class DEQ(nnx.Module):
         batch_axis: int | None = 0,
     ):
         # Wrong options fail here, in one sentence, and not at the first call.
-        self.solver = as_solver(solver).with_options(rtol=rtol, atol=atol, max_steps=max_steps)
-        self.adjoint = as_adjoint(adjoint)
-        self.adjoint_solver = adjoint_solver and as_solver(adjoint_solver, "adjoint_solver")
-        self.adjoint.resolve(self.solver, self.adjoint_solver)
+        self.solver, self.adjoint = choose(
+            solver=solver,
+            adjoint=adjoint,
+            adjoint_solver=adjoint_solver,
+            rtol=rtol,
+            atol=atol,
+            max_steps=max_steps,
+        )
         self.batch_axis = batch_axis
         self.cell = cell
 
@@ -107,7 +112,6 @@ class DEQ(nnx.Module):
                 z0,
                 solver=self.solver,
                 adjoint=self.adjoint,
-                adjoint_solver=self.adjoint_solver,
                 batch_axis=self.batch_axis,
                 resume=resume,
                 trace=trace,
@@ -120,9 +124,8 @@ class DEQ(nnx.Module):
         return solution
 
     def _initial_state(self, x: PyTree) -> PyTree:
-        if hasattr(self.cell, "initial_state"):
-            return self.cell.initial_state(x)
-        return jax.tree.map(jnp.zeros_like, x)
+        initial_state = getattr(self.cell, "initial_state", None)
+        return jax.tree.map(jnp.zeros_like, x) if initial_state is None else initial_state(x)
 
 
 def _has_other_state(state: PyTree) -> bool:

@@ -115,7 +115,7 @@ class TransformerCell(nnx.Module):
             allowed = allowed & seen
         position = self.position(_sinusoid(length + time, d).astype(x.dtype))
         masks = (None, None, None)
-        if self.dropout and not self.deterministic:
+        if self.rngs is not None and not self.deterministic:
             sizes = (d, self.d_inner, d)
             masks = tuple(_mask(self.rngs.dropout(), self.dropout, (batch, 1, n)) for n in sizes)
         return TransformerContext(injection, key_value, position, allowed, *masks)

@@ -46,7 +46,7 @@ class Tolerances(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Solver:
-    """Base of all solvers. A new one is one file: a frozen keyword dataclass with `init` and `step`.
+    """Base of all solvers. A new one is one file: a frozen dataclass with `init` and `step`.
 
     The driver owns the loop, the stop test, the best iterate and the freezing of finished samples;
     a solver owns only its update. All states that a solver sees carry the batch on axis 0, and all

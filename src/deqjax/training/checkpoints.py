@@ -28,9 +28,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
@@ -118,15 +116,14 @@ class Checkpoints:
         self.keep = operator.index(keep)
         self._orbax = _import_orbax()
         self._writer = self._orbax.Checkpointer(self._orbax.PyTreeCheckpointHandler())
-        # Folders whose hashes failed here. Pruning must not count them among the good ones, and
-        # must not hash every file again to find that out.
+        # Folders whose hashes failed here. Pruning must not count them among the good ones.
         self._known_damaged: set[Path] = set()
 
     def save(self, step: int, tree: Any, info: dict[str, Any] | None = None) -> None:
         """Write one checkpoint, then delete those beyond `keep`.
 
-        Returns when the checkpoint is on the disk. Saving a step again is allowed: the earlier
-        checkpoint of that step is deleted once the new one is complete.
+        Returns when the checkpoint is on the disk. A step may be saved again: its earlier
+        checkpoint is deleted once the new one is complete.
 
         Args:
             step: a number that grows along the run.
@@ -142,15 +139,17 @@ class Checkpoints:
         _refuse_many_processes()
         step = operator.index(step)
         info = _checked_info(info)
-        good = self._good()
-        if step < 0 or (good and step < good[-1].step):
-            held = f"{self.directory} already holds step {good[-1].step}" if good else "steps >= 0"
+        if step < 0:
+            raise ValueError(f"cannot save step {step}: steps count from 0")
+        if (latest := self.latest) is not None and step < latest:
             raise ValueError(
-                f"cannot save step {step}: {held}; restore that one first, or use another directory"
+                f"cannot save step {step}: {self.directory} already holds step {latest}; "
+                "restore that one first, or use another directory"
             )
         leaves, stored = _describe_and_store(tree)
         attempts = [entry.attempt for entry in self._entries() if entry.step == step]
-        final = self.directory / _name(step, max(attempts, default=-1) + 1)
+        suffix = f".{max(attempts) + 1}" if attempts else ""
+        final = self.directory / f"step_{step:09d}{suffix}"
         partial = self.directory / (_PARTIAL + final.name)
         try:
             self._sweep()  # first, for the room that an interrupted save may still hold
@@ -192,20 +191,16 @@ class Checkpoints:
             CheckpointError: there are checkpoints, and every one is damaged.
         """
         _refuse_many_processes()
-        entries = self._entries()
-        for entry in reversed(entries):
+        for entry in reversed(entries := self._entries()):
             try:
                 manifest = _read_manifest(entry.path, hashes=True)
             except _Damaged as why:
                 self._known_damaged.add(entry.path)
-                warnings.warn(
-                    f"skipped the damaged checkpoint {entry.path}: {why}",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-                continue
-            tree = self._read(entry, manifest["leaves"], template)
-            return Restored(step=manifest["step"], tree=tree, info=manifest["info"])
+                said = f"skipped the damaged checkpoint {entry.path}: {why}"
+                warnings.warn(said, RuntimeWarning, stacklevel=2)
+            else:
+                tree = self._read(entry, manifest["leaves"], template)
+                return Restored(manifest["step"], tree, manifest["info"])
         if entries:
             raise CheckpointError(
                 f"every checkpoint in {self.directory} is damaged ({len(entries)} tried, see the "
@@ -216,8 +211,7 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps of the good-looking checkpoints, oldest first.
 
-        Good-looking: the manifest is whole and every file has its size. Only `restore` reads the
-        files themselves.
+        Good-looking: the manifest is whole and every file has its size. Only `restore` hashes.
         """
         return sorted({entry.step for entry in self._good()})
 
@@ -237,12 +231,7 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _entries(self) -> list[_Entry]:
@@ -265,10 +254,9 @@ class Checkpoints:
         kept = [newest[step] for step in sorted(newest)[-self.keep :]]
         for entry in self._entries():
             superseded = entry.step in newest and entry < newest[entry.step]
-            if superseded or entry < kept[0]:
-                # Out of the readers' sight first: a kill amid the deletion must not leave a
-                # folder that looks like a damaged checkpoint. Failing is harmless, the next save
-                # tries again.
+            if superseded or (kept and entry < kept[0]):
+                # Out of sight first: a kill amid the deletion must not leave what looks like a
+                # damaged checkpoint. Failing is harmless, the next save tries again.
                 with contextlib.suppress(OSError):
                     os.rename(entry.path, entry.path.with_name(_PARTIAL + entry.path.name))
         self._sweep()
@@ -279,42 +267,30 @@ class Checkpoints:
 
     def _read(self, entry: _Entry, leaves: list[dict[str, Any]], template: Any) -> Any:
         wanted, treedef = jax.tree_util.tree_flatten_with_path(template)
-        descriptions = [_describe(path, leaf) for path, leaf in wanted]
-        difference = _first_difference(leaves, descriptions)
-        if difference:
+        if difference := _first_difference(leaves, [_describe(*pair) for pair in wanted]):
             raise CheckpointMismatch(
                 f"the checkpoint of step {entry.step} in {self.directory} does not fit this model: "
                 f"{difference}; use the configuration it was saved with, or another directory"
             )
-        targets = [leaf for _, leaf in wanted]
-        arguments = {
-            _key(index): self._restore_args(saved, target)
-            for index, (saved, target) in enumerate(zip(leaves, targets, strict=True))
-            if _has_bytes(saved)
-        }
-        stored: dict[str, Any] = {}
-        if arguments:
-            try:
-                stored = self._writer.restore(
-                    entry.path / _ARRAYS,
-                    args=self._orbax.args.PyTreeRestore(
-                        item=dict.fromkeys(arguments, 0), restore_args=arguments
-                    ),
-                )
-            except Exception as error:
-                raise CheckpointError(
-                    f"the files of {entry.path} are sound but could not be read: {_reason(error)}"
-                ) from error
-        values = [
-            _placed(stored.get(_key(index)), saved, target)
-            for index, (saved, target) in enumerate(zip(leaves, targets, strict=True))
-        ]
+        targets = (target for _, target in wanted)
+        pairs = {_key(i): pair for i, pair in enumerate(zip(leaves, targets, strict=True))}
+        stored_pairs = {key: pair for key, pair in pairs.items() if _has_bytes(pair[0])}
+        arguments = {key: self._restore_args(*pair) for key, pair in stored_pairs.items()}
+        names = dict.fromkeys(arguments, 0)
+        request = self._orbax.args.PyTreeRestore(item=names, restore_args=arguments)
+        try:
+            stored = self._writer.restore(entry.path / _ARRAYS, args=request) if arguments else {}
+        except Exception as error:
+            raise CheckpointError(
+                f"the files of {entry.path} are sound but could not be read: {_reason(error)}"
+            ) from error
+        values = [_placed(stored.get(key), *pair) for key, pair in pairs.items()]
         return jax.tree_util.tree_unflatten(treedef, values)
 
     def _restore_args(self, saved: dict[str, Any], target: Any) -> Any:
         """Sharded arrays are read shard by shard, all others whole and placed afterwards."""
         sharding = _sharding(target)
-        if sharding is None or saved["prng"]:
+        if sharding is None or saved["prng"] or saved.get("weak"):
             return self._orbax.RestoreArgs(restore_type=np.ndarray)
         return self._orbax.ArrayRestoreArgs(restore_type=jax.Array, sharding=sharding)
 
@@ -323,9 +299,8 @@ def _import_orbax() -> Any:
     try:
         import orbax.checkpoint
     except ImportError as error:
-        raise ImportError(
-            "checkpoints need Orbax: pip install 'deqjax[experiments]'", name="orbax"
-        ) from error
+        sentence = "checkpoints need Orbax: pip install 'deqjax[experiments]'"
+        raise ImportError(sentence, name="orbax") from error
     return orbax.checkpoint
 
 
@@ -333,15 +308,12 @@ def _import_orbax() -> Any:
 def _one_report() -> Iterator[None]:
     """Keep Orbax's threads from logging, traceback by traceback, the error that `save` raises."""
     logger = logging.getLogger("absl")
-
-    def once(record: logging.LogRecord) -> bool:
-        return "_SignalingThread" not in str(record.msg)
-
-    logger.addFilter(once)
+    mute = lambda record: "_SignalingThread" not in str(record.msg)  # noqa: E731
+    logger.addFilter(mute)
     try:
         yield
     finally:
-        logger.removeFilter(once)
+        logger.removeFilter(mute)
 
 
 def _refuse_many_processes() -> None:
@@ -351,25 +323,17 @@ def _refuse_many_processes() -> None:
         raise NotImplementedError("Checkpoints works in one process; this job has several")
 
 
-def _name(step: int, attempt: int) -> str:
-    return f"step_{step:09d}" + (f".{attempt}" if attempt else "")
-
-
 def _key(index: int) -> str:
     # A number and not the leaf's path: paths may be empty, repeated, or hold any character.
     return f"{index:06d}"
-
-
-# --- leaves ---------------------------------------------------------------------------------------
 
 
 def _describe(path: Any, leaf: Any) -> dict[str, Any]:
     """The manifest's record of one leaf; the same for an array and a `ShapeDtypeStruct`."""
     name = jax.tree_util.keystr(path) or "(the whole tree)"
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-        raise TypeError(
-            f"leaf {name} is {type(leaf).__name__}, not an array; put Python values into info"
-        )
+        kind = type(leaf).__name__
+        raise TypeError(f"leaf {name} is {kind}, not an array; put Python values into info")
     dtype = leaf.dtype
     is_key = jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not is_key and (dtype.hasobject or dtype.type in (np.void, np.str_, np.bytes_)):
@@ -404,38 +368,31 @@ def _describe_and_store(tree: Any) -> tuple[list[dict[str, Any]], dict[str, Any]
 
 
 def _first_difference(saved: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> str | None:
-    saved_paths = {leaf["path"] for leaf in saved}
-    wanted_paths = {leaf["path"] for leaf in wanted}
-    for have, want in zip_longest(saved, wanted):
-        if want is not None and want["path"] not in saved_paths:
-            return f"leaf {want['path']} is in the template and not in the checkpoint"
-        if have is not None and have["path"] not in wanted_paths:
-            return f"leaf {have['path']} is in the checkpoint and not in the template"
-        if have is None or want is None:
-            return f"{len(saved)} leaves there and {len(wanted)} in the template"
-        if have["path"] != want["path"]:
-            return f"leaf {want['path']} is at another place in the tree"
-        if (have["dtype"], have["shape"]) != (want["dtype"], want["shape"]):
-            return f"leaf {have['path']} is {_typed(have)} there and {_typed(want)} in the template"
-    return None
-
-
-def _typed(leaf: dict[str, Any]) -> str:
-    return f"{leaf['dtype']}[{','.join(map(str, leaf['shape']))}]"
+    there, here = (
+        {leaf["path"]: f"{leaf['dtype']}[{','.join(map(str, leaf['shape']))}]" for leaf in leaves}
+        for leaves in (saved, wanted)
+    )
+    for path in [*here, *there]:
+        if path not in there:
+            return f"leaf {path} is in the template and not in the checkpoint"
+        if path not in here:
+            return f"leaf {path} is in the checkpoint and not in the template"
+        if there[path] != here[path]:
+            return f"leaf {path} is {there[path]} there and {here[path]} in the template"
+    same_order = [leaf["path"] for leaf in saved] == [leaf["path"] for leaf in wanted]
+    return None if same_order else "its leaves come in another order"
 
 
 def _sharding(target: Any) -> Any:
     """Where the template wants a value; None: it does not say."""
-    # An uncommitted array sits on the default device by chance, not by choice. Committing its
-    # restored value there would forbid mixing it with arrays that are laid out over a mesh.
-    if isinstance(target, jax.Array) and not target.committed:
-        return None
-    return getattr(target, "sharding", None)
+    # An uncommitted array is on the default device by chance. Committing its restored value there
+    # would forbid mixing it with arrays that are laid out over a mesh.
+    by_chance = isinstance(target, jax.Array) and not target.committed
+    return None if by_chance else getattr(target, "sharding", None)
 
 
 def _placed(value: Any, saved: dict[str, Any], target: Any) -> Any:
     """The stored value as the kind of leaf that the template has."""
-    sharding = _sharding(target)
     if not _has_bytes(saved):
         value = _without_elements(saved)
     if isinstance(target, np.generic):
@@ -445,7 +402,7 @@ def _placed(value: Any, saved: dict[str, Any], target: Any) -> Any:
             value = jax.random.wrap_key_data(jnp.array(value), impl=saved["impl"])
         elif isinstance(value, np.ndarray):
             value = _unplaced(value, weak=saved.get("weak", False))
-        if sharding is not None:
+        if (sharding := _sharding(target)) is not None:
             value = jax.device_put(value, sharding)
     if str(value.dtype) != saved["dtype"]:  # int64 into a JAX without x64, for one
         raise CheckpointError(
@@ -458,8 +415,8 @@ def _placed(value: Any, saved: dict[str, Any], target: Any) -> Any:
 def _without_elements(saved: dict[str, Any]) -> np.ndarray:
     if not saved["prng"]:
         return np.zeros(saved["shape"], jnp.dtype(saved["dtype"]))
-    data = jax.random.key_data(jax.random.key(0, impl=saved["impl"]))
-    return np.zeros((*saved["shape"], *data.shape), data.dtype)
+    one = jax.random.key_data(jax.random.key(0, impl=saved["impl"]))
+    return np.zeros((*saved["shape"], *one.shape), one.dtype)
 
 
 def _unplaced(value: np.ndarray, *, weak: bool) -> jax.Array:
@@ -470,17 +427,13 @@ def _unplaced(value: np.ndarray, *, weak: bool) -> jax.Array:
     return jnp.array(value, copy=True)
 
 
-# --- files ----------------------------------------------------------------------------------------
-
-
 def _checked_info(info: dict[str, Any] | None) -> dict[str, Any]:
+    if not isinstance(info, dict | None):
+        raise TypeError(f"info must be a JSON object, not {type(info).__name__}")
     try:
-        copy = json.loads(json.dumps({} if info is None else info, allow_nan=False))
+        return json.loads(json.dumps(info or {}, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise TypeError(f"info must be a JSON object: {error}") from error
-    if not isinstance(copy, dict):
-        raise TypeError(f"info must be a JSON object, not {type(info).__name__}")
-    return copy
 
 
 def _digest(manifest: dict[str, Any]) -> str:
@@ -509,8 +462,8 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
             folders.append(path)
         else:
             _sync(path)
-            size = path.stat().st_size
-            files[path.relative_to(folder).as_posix()] = {"bytes": size, "sha256": _hash_file(path)}
+            name, size = path.relative_to(folder).as_posix(), path.stat().st_size
+            files[name] = {"bytes": size, "sha256": _hash_file(path)}
     manifest = {"format": _FORMAT, **manifest, "files": files}
     text = json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1)
     (folder / _MANIFEST).write_text(text)

@@ -26,6 +26,11 @@ from .progress import Progress
 from .schedules import optimiser as make_optimiser
 from .step import Task, TrainState, make_step, new_state
 
+_SHOWN = (
+    *("loss", "perplexity", "recall", "forward_steps", "adjoint_steps", "converged"),
+    *("valid_perplexity", "valid_recall", "tokens_per_second"),
+)
+
 
 class Interrupted(SystemExit):
     """The run was asked to stop (Ctrl-C or SIGTERM), saved a checkpoint, and did."""
@@ -109,9 +114,9 @@ class _Session:
         self.task, self.options, self.graph = task, options, graph
         self.checkpoints, self.metrics = checkpoints, metrics
         self.before, self.began = seconds, time.monotonic()
-        donate = dict(donate_argnums=0)
-        self.solve = jax.jit(make_step(task, graph, optimiser), **donate)
-        self.stack = jax.jit(make_step(task, graph, optimiser, options.stack_depth), **donate)
+        stack = make_step(task, graph, optimiser, options.stack_depth)
+        self.stack = jax.jit(stack, donate_argnums=0)
+        self.solve = jax.jit(make_step(task, graph, optimiser), donate_argnums=0)
         self.evaluated: tuple[int, dict[str, float]] | None = None
 
     def seconds(self) -> float:
@@ -249,11 +254,7 @@ def _tokens(batch: Any) -> int:
 
 
 def _visible(row: dict[str, Any]) -> dict[str, Any]:
-    keys = (
-        "loss perplexity recall forward_steps adjoint_steps converged valid_perplexity "
-        "tokens_per_second"
-    ).split()
-    shown = {k: row[k] for k in keys if k in row}
+    shown = {k: row[k] for k in _SHOWN if k in row}
     if row.get("skipped"):
         shown["skipped"] = row["skipped"]
     return shown

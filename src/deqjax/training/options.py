@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .._errors import check_integer, check_tolerance
-from ..adjoints import as_adjoint
-from ..solvers import as_solver
+from .._options import choose
 
 Config = TypeVar("Config")
 
@@ -37,11 +36,7 @@ class SolverOptions:
     """solver steps after which a solve stops unconverged, forward and adjoint"""
 
     def check(self) -> None:
-        forward = as_solver(self.solver, "--solver").with_options(
-            rtol=self.rtol, atol=self.atol, max_steps=self.max_steps
-        )
-        backward = self.adjoint_solver and as_solver(self.adjoint_solver, "--adjoint-solver")
-        as_adjoint(self.adjoint).resolve(forward, backward or None)
+        choose(**self.keywords())
 
     def keywords(self) -> dict[str, Any]:
         """For `deqjax.nn.DEQ` and `deqjax.fixed_point`."""
@@ -100,7 +95,7 @@ class TrainOptions:
 
 
 def command_line(
-    config: type[Config], main: Callable[[Config], None], args: list[str] | None = None
+    config: type[Config], main: Callable[[Config], object], args: list[str] | None = None
 ) -> None:
     """Read `config` from the command line and run `main` on it.
 
@@ -119,7 +114,7 @@ def command_line(
         sys.exit(2)
 
 
-def checked(*options: SolverOptions | TrainOptions) -> None:
+def checked(*options: Any) -> None:
     """Run every `check`, with whatever is wrong as an `OptionError`."""
     for option in options:
         try:

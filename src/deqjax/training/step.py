@@ -107,8 +107,11 @@ def make_step(
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
         updated = (optax.apply_updates(state.params, updates), rest, opt_state, carry)
         current = (state.params, state.rest, state.opt_state, state.carry)
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, current)
-        state = TrainState(state.step + 1, *kept, state.skipped + ~finite)
+        params, rest, opt_state, carry = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), updated, current
+        )
+        skipped = state.skipped + ~finite
+        state = TrainState(state.step + 1, params, rest, opt_state, carry, skipped)
         solve = metrics.pop("solve")
         metrics = dict(metrics, loss=loss, grad_norm=norm, skipped=state.skipped)
         return state, metrics | _report(solve, "forward") | _report(adjoint, "adjoint")
