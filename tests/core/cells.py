@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import deqjax
+
 SOLVERS = ("picard", "anderson", "broyden")
+# The same with short histories, which compile in half the time.
+SMALL = {
+    "picard": deqjax.Picard(),
+    "anderson": deqjax.Anderson(memory=3),
+    "broyden": deqjax.Broyden(memory=4),
+}
 TIGHT = dict(rtol=1e-12, atol=1e-12, max_steps=300)
 
 

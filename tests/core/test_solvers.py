@@ -11,6 +11,7 @@ import deqjax
 from deqjax.solvers.base import Point
 
 from .cells import (
+    SMALL,
     SOLVERS,
     TIGHT,
     chandrasekhar,
@@ -42,7 +43,7 @@ def test_reaches_the_dense_solution(solver):
     assert relative(sol.z, tanh_solution(theta, x)) < 1e-10
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ["anderson"])
 def test_root_find_is_the_fixed_point_of_z_plus_g(solver):
     theta, x = tanh_parameters(8)
     sol = jax.jit(
@@ -385,7 +386,7 @@ def test_memory_matters():
     for make in (deqjax.Anderson, deqjax.Broyden):
         short, long = (
             solve(linear_cell, np.zeros(10), a, b, solver=make(memory=m), rtol=1e-9, max_steps=400)
-            for m in (1, 10)
+            for m in (1, 6)
         )
         assert bool(long.stats.converged)
         assert int(long.stats.steps) < 0.7 * int(short.stats.steps)
@@ -419,7 +420,7 @@ def test_scale_of_the_state_leaves_the_steps_unchanged(solver):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_leaves_of_a_pytree_are_one_vector(solver):
     theta, x = tanh_parameters(9, radius=0.95)
-    options = dict(solver=solver, rtol=1e-10, atol=0.0, max_steps=300, trace=True)
+    options = dict(solver=SMALL[solver], rtol=1e-10, atol=0.0, max_steps=300, trace=True)
     flat = solve(tanh_cell, np.zeros(9), theta, x, **options)
     tree = solve(on_pytrees(tanh_cell), split(np.zeros(9)), theta, x, **options)
     assert jax.tree.structure(tree.z) == jax.tree.structure(split(np.zeros(9)))

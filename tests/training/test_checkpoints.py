@@ -424,6 +424,7 @@ for step in range(int(sys.argv[2]), 10**6):
 """
 
 
+@pytest.mark.slow
 def test_real_kills_in_the_middle_of_saving(tmp_path):
     delays = random.Random(0)
     step = 0
@@ -463,6 +464,7 @@ except CheckpointError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_write_that_fails_inside_the_array_store(tmp_path):
     pytest.importorskip("resource")
     done = subprocess.run(

@@ -56,6 +56,11 @@ class LanguageModel(nnx.Module):
     def cell(self) -> Any:
         return self.deq.cell
 
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """The input x of the equilibrium, (batch, time, d)."""
+        table = self.embedding[...]
+        return self.drop_in(table[tokens] * math.sqrt(table.shape[1]))
+
     def __call__(
         self,
         tokens: jax.Array,
@@ -68,12 +73,10 @@ class LanguageModel(nnx.Module):
 
         `depth` and `adjoint_probe` are those of `DEQ.__call__`.
         """
-        table = self.embedding[...]
-        x = self.drop_in(table[tokens] * math.sqrt(table.shape[1]))
-        given = TransformerInput(x, memory)
+        given = TransformerInput(self.embed(tokens), memory)
         solution = self.deq(given, depth=depth, adjoint_probe=adjoint_probe)
         z = self.drop_out(solution.z)
-        logits = (z @ table.T).astype(jnp.float32) + self.bias[...]
+        logits = (z @ self.embedding[...].T).astype(jnp.float32) + self.bias[...]
         if self.cell.memory_length:
             memory = self.cell.remember(given, solution.z)
         return LanguageModelOutput(logits, memory, solution)

@@ -8,6 +8,8 @@ from .language_modelling import sample as sample
 from .loop import Interrupted as Interrupted
 from .loop import Run as Run
 from .loop import fit as fit
+from .loop import load_model as load_model
+from .loop import read_config as read_config
 from .metrics import MetricsWriter as MetricsWriter
 from .metrics import read_metrics as read_metrics
 from .options import OptionError as OptionError

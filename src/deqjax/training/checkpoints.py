@@ -7,10 +7,9 @@ One checkpoint is one folder::
       manifest.json    the leaves' paths, shapes and dtypes, your `info`, the size and SHA-256
                        of every other file, and the SHA-256 of the manifest itself
 
-It is written under a name that no reader looks at, forced to the disk, and renamed. The rename is
-the moment at which the checkpoint comes to exist, so a kill or a full disk leaves either all of it
-or nothing. Disks also lose what was once complete, so `Checkpoints.restore` hashes every file
-before it believes one of them. Nothing is pickled: arrays are raw numbers, the rest is JSON.
+It is written under a name that no reader looks at, forced to the disk, and renamed. At the rename
+it comes to exist, so a kill or a full disk leaves all of it or nothing. Disks also lose what was
+complete, so `Checkpoints.restore` hashes every file before it believes one. Nothing is pickled.
 
 This is the only module that imports Orbax, and it does so when a `Checkpoints` is made.
 """
@@ -87,9 +86,8 @@ class Checkpoints:
     scalars; any registered container may hold them. Values and dtypes come back bit for bit.
     Python numbers and strings belong in `info`.
 
-    Not for exchanging models: a restore needs a template of the same tree. The arrays can be read
-    without this class by Orbax's `PyTreeCheckpointer`; the manifest says which number is which
-    leaf.
+    Not for exchanging models: a restore needs a template of the same tree. Without this class,
+    Orbax reads the arrays, and the manifest says which number is which leaf.
 
     Args:
         directory: where the checkpoints live. Made by the first save.
@@ -308,7 +306,7 @@ def _import_orbax() -> Any:
 def _one_report() -> Iterator[None]:
     """Keep Orbax's threads from logging, traceback by traceback, the error that `save` raises."""
     logger = logging.getLogger("absl")
-    mute = lambda record: "_SignalingThread" not in str(record.msg)  # noqa: E731
+    mute = lambda record: "_SignalingThread" not in str(record.msg)
     logger.addFilter(mute)
     try:
         yield
@@ -465,8 +463,8 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
             name, size = path.relative_to(folder).as_posix(), path.stat().st_size
             files[name] = {"bytes": size, "sha256": _hash_file(path)}
     manifest = {"format": _FORMAT, **manifest, "files": files}
-    text = json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1)
-    (folder / _MANIFEST).write_text(text)
+    manifest["sha256"] = _digest(manifest)
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
     _sync(folder / _MANIFEST)
     for path in folders:
         _sync(path)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -25,6 +25,8 @@ from .options import OptionError, TrainOptions
 from .progress import Progress
 from .schedules import optimiser as make_optimiser
 from .step import Task, TrainState, make_step, new_state
+
+Config = TypeVar("Config")
 
 _SHOWN = (
     *("loss", "perplexity", "recall", "forward_steps", "adjoint_steps", "converged"),
@@ -211,6 +213,39 @@ def _claim(directory: Path, config: Any, restart: bool) -> None:
                 f"{wanted.get(k)!r}): choose another --name, or --restart to delete that run"
             )
     write_json(path, wanted)
+
+
+def read_config(kind: type[Config], directory: Path) -> Config:
+    """The config of the run in `directory`, as the (nested) dataclass it was written from."""
+    found = json.loads((directory / "config.json").read_text())
+
+    def build(kind: Any, default: Any) -> Any:
+        values = {}
+        for field in dataclasses.fields(kind):
+            value = getattr(default, field.name)
+            if dataclasses.is_dataclass(value):
+                values[field.name] = build(type(value), value)
+            elif field.name in found:
+                values[field.name] = found[field.name]
+        return kind(**values)
+
+    return build(kind, kind())
+
+
+def load_model(task: Task, options: TrainOptions, directory: Path) -> Any:
+    """The model of the newest good checkpoint in `directory`, in eval mode.
+
+    Raises:
+        OptionError: there is no checkpoint.
+    """
+    graph, state = new_state(task, make_optimiser(options), options.seed)
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        restored = checkpoints.restore(state)
+    if restored is None:
+        raise OptionError(f"{directory} has no checkpoint yet")
+    model = nnx.merge(graph, restored.tree.params, restored.tree.rest)
+    model.eval()
+    return model
 
 
 def _flat(config: Any) -> dict[str, Any]:

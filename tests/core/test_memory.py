@@ -1,0 +1,50 @@
+"""Compiled memory: the implicit gradient holds no step of the loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import deqjax
+
+from .cells import SMALL, SOLVERS
+
+N = 256
+
+
+def temporary_bytes(solver, adjoint, max_steps):
+    def loss(w, x):
+        sol = deqjax.fixed_point(
+            lambda z, w, x: jnp.tanh(w * jnp.roll(z, 1, axis=-1)) + x,
+            jnp.zeros_like(x),
+            w,
+            x,
+            solver=solver,
+            adjoint=adjoint,
+            max_steps=max_steps,
+            batch_axis=0,
+        )
+        return jnp.sum(sol.z**2)
+
+    x = jax.ShapeDtypeStruct((8, N), np.float32)
+    w = jax.ShapeDtypeStruct((N,), np.float32)
+    compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(w, x).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_memory_does_not_grow_with_the_number_of_steps(solver):
+    short, long = (temporary_bytes(SMALL[solver], "implicit", k) for k in (16, 256))
+    assert 0 < long <= 1.02 * short
+
+
+def test_unrolling_does_grow_and_checkpoints_grow_less():
+    """The measurement above can see growth where there is some."""
+    state = 8 * N * 4
+    grown = {}
+    for checkpoint in ("none", "sqrt"):
+        adjoint = deqjax.Unrolled(checkpoint=checkpoint)
+        short, long = (temporary_bytes("picard", adjoint, k) for k in (16, 256))
+        grown[checkpoint] = long - short
+    assert grown["none"] > 200 * state
+    assert grown["sqrt"] < 0.5 * grown["none"]

@@ -1,0 +1,92 @@
+"""The experiments from the outside: flags, refusals, and a tiny run of each."""
+
+import json
+
+import numpy as np
+import pytest
+
+from deqjax.training import command_line
+from experiments import copy_memory, language_model
+
+SMALL = ["--steps", "3", "--batch-size", "4", "--eval-every", "3", "--log-every", "1"]
+
+
+@pytest.fixture
+def text(tmp_path):
+    """A folder with a text of 5,000 characters in which each word follows from the one before."""
+    words = "one two three four five six seven eight nine ten\n"
+    (tmp_path / "input.txt").write_text(words * 100)
+    return tmp_path
+
+
+def run(module, *flags):
+    command_line(module.Config, module.main, [str(flag) for flag in flags])
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--solver", "andersen"], "did you mean 'anderson'"),
+        (["--adjoint", "exact"], "is not an adjoint"),
+        (["--adjoint", "jfb", "--adjoint-solver", "picard"], "adjoint_solver= has no effect"),
+        (["--rtol", "-1"], "rtol must be a finite number >= 0"),
+        (["--max-steps", "-3"], "max_steps must be an integer >= 0"),
+        (["--steps", "0"], "--steps must be an integer >= 1"),
+        (["--width", "30", "--heads", "4"], "multiple of heads"),
+        (["--dropout", "1.5"], "dropout must be in [0, 1)"),
+        (["--dataset", "ptbb"], "did you mean 'ptb'"),
+        (["--dataset", "ptb", "--data-dir", "/no/such/folder"], "/no/such/folder is not a folder"),
+        (["--dataset", "text"], "needs data_dir"),
+    ],
+)
+def test_impossible_options_get_one_sentence(flags, says, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        run(language_model, "--runs", tmp_path, *flags)
+    said = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and says in said and "\n" not in said
+    assert not list(tmp_path.iterdir()), "nothing may be written before the options are known good"
+
+
+def test_unknown_flags_are_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(language_model, "--tolerance", "1")
+    assert stop.value.code == 2 and "--tolerance" in capsys.readouterr().err
+
+
+def test_help_shows_every_flag_with_its_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(language_model, "--help")
+    said = capsys.readouterr().out
+    assert stop.value.code == 0
+    for flag in (
+        "--solver",
+        "--adjoint",
+        "--adjoint-solver",
+        "--rtol",
+        "--max-steps",
+        "--data-dir",
+    ):
+        assert flag in said
+    assert "default: anderson" in said and "default: python-docs" in said
+
+
+def test_language_model_end_to_end(text, tmp_path, capsys):
+    flags = ["--dataset", "text", "--data-dir", text, "--runs", tmp_path / "runs", *SMALL]
+    flags += ["--segment", "16", "--memory", "8", "--width", "16", "--heads", "2", "--inner", "32"]
+    run(language_model, *flags, "--solver", "broyden", "--adjoint-solver", "picard")
+    folder = tmp_path / "runs" / "text"
+    result = json.loads((folder / "result.json").read_text())
+    said = capsys.readouterr().out
+    assert result["steps"] == 3 and np.isfinite(result["valid_perplexity"])
+    assert set(result["baselines"]) == {"unigram", "bigram"}
+    assert "bigram" in said and "a sample:" in said and str(folder) in said
+    assert {"curves.png", "sample.txt", "config.json"} <= {path.name for path in folder.iterdir()}
+    assert json.loads((folder / "config.json").read_text())["solver"] == "broyden"
+
+
+def test_copy_memory_end_to_end(tmp_path, capsys):
+    flags = ["--length", "5", "--train-sequences", "8", "--test-sequences", "6", "--width", "8"]
+    run(copy_memory, "--runs", tmp_path, *SMALL, *flags, "--heads", "2", "--inner", "8")
+    result = json.loads((tmp_path / "copy-memory-5" / "result.json").read_text())
+    assert 0 <= result["valid_recall"] <= 1 and result["parameters"] > 0
+    assert "test loss" in capsys.readouterr().out

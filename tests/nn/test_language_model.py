@@ -1,0 +1,113 @@
+"""The language model: a tied softmax around an equilibrium, and it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from deqjax.nn import LanguageModel, TransformerCell
+
+VOCABULARY, WIDTH, BATCH, TIME = 11, 8, 2, 6
+
+
+def language_model(memory=0, dropout=0.0, **options):
+    rngs = nnx.Rngs(0, dropout=1)
+    cell = TransformerCell(WIDTH, heads=2, d_inner=12, memory_length=memory, rngs=rngs)
+    options = dict(solver="picard", rtol=1e-4, max_steps=30) | options
+    return LanguageModel(VOCABULARY, cell, dropout=dropout, rngs=rngs, **options)
+
+
+def some_tokens(high=VOCABULARY):
+    return jax.random.randint(jax.random.key(2), (BATCH, TIME), 0, high)
+
+
+@nnx.jit(static_argnames="depth")
+def read(model, tokens, memory=None, depth=None):
+    return model(tokens, memory, depth=depth)
+
+
+def test_shapes_and_the_tied_softmax():
+    model = language_model(memory=4)
+    out = read(model, some_tokens())
+    assert out.logits.shape == (BATCH, TIME, VOCABULARY) and out.logits.dtype == jnp.float32
+    assert out.solution.z.shape == (BATCH, TIME, WIDTH)
+    assert out.solution.stats.converged.shape == (BATCH,)
+    assert out.memory.z.shape == (BATCH, 4, WIDTH)
+    np.testing.assert_allclose(jax.nn.softmax(out.logits).sum(-1), 1.0, rtol=1e-6)
+    model.bias[...] = jnp.arange(float(VOCABULARY))
+    tied = out.solution.z @ model.embedding[...].T + model.bias[...]
+    np.testing.assert_allclose(read(model, some_tokens()).logits, tied, rtol=1e-4, atol=1e-5)
+    assert read(language_model(), some_tokens()).memory is None
+
+
+def test_the_embedding_learns_as_input_and_as_softmax():
+    model, tokens = language_model(), some_tokens(high=5)
+
+    @nnx.jit
+    def gradients(model):
+        def loss(model):
+            return model(tokens).logits[..., 10].sum()
+
+        def inputs_only(model):
+            return model(tokens).solution.z[..., 0].sum()
+
+        return nnx.grad(loss)(model), nnx.grad(inputs_only)(model)
+
+    both, inputs_only = (g["embedding"][...] for g in gradients(model))
+    used = np.isin(np.arange(VOCABULARY), tokens)
+    assert (jnp.abs(inputs_only).max(-1) > 0).tolist() == used.tolist()
+    used[10] = True  # as a row of the softmax
+    assert (jnp.abs(both).max(-1) > 0).tolist() == used.tolist()
+
+
+def test_depth_is_passed_on():
+    model, tokens = language_model(), some_tokens()
+    assert read(model, tokens, depth=2).solution.stats.steps.tolist() == [2, 2]
+
+
+def test_dropout_is_the_same_at_every_position_and_off_in_eval_mode():
+    model = language_model(dropout=0.5)
+    kept = model.drop_out(jnp.ones((BATCH, TIME, 50)))
+    np.testing.assert_array_equal(kept, jnp.broadcast_to(kept[:, :1], kept.shape))
+    assert set(np.unique(kept)) == {0.0, 2.0}
+    train = [read(model, some_tokens()).logits for _ in range(2)]
+    assert not np.allclose(*train, atol=1e-3)
+    model.eval()
+    evaluate = read(model, some_tokens()).logits
+    plain = read(language_model(), some_tokens()).logits
+    np.testing.assert_allclose(evaluate, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_thirty_steps_learn_a_batch_by_heart():
+    model, tokens = language_model(memory=4, dropout=0.0, adjoint="implicit"), some_tokens()
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    rule = optax.adam(0.05)
+
+    def loss(params):
+        out = nnx.merge(graph, params, rest)(tokens[:, :-1])
+        losses = optax.softmax_cross_entropy_with_integer_labels(out.logits, tokens[:, 1:])
+        return losses.mean()
+
+    @jax.jit
+    def step(params, state):
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = rule.update(grads, state)
+        return optax.apply_updates(params, updates), state, value
+
+    state, losses = rule.init(params), []
+    for _ in range(30):
+        params, state, value = step(params, state)
+        losses.append(float(value))
+    assert losses[0] > 1.5
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_wrong_options_name_what_is_wrong():
+    with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\)"):
+        language_model(dropout=-0.1)
+    with pytest.raises(ValueError, match="did you mean 'picard'"):
+        language_model(solver="picrad")
+    with pytest.raises(TypeError, match="tolerance"):
+        language_model(tolerance=1e-3)

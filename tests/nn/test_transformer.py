@@ -1,0 +1,300 @@
+"""The transformer cell: causal, its memory is a longer context, its attention what the paper says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from deqjax.nn import DEQ, LanguageModel, TransformerCell, TransformerInput
+from deqjax.nn.transformer import _layer_norm, _mask, _shift
+
+BATCH, TIME, MEMORY, WIDTH, HEADS = 2, 4, 3, 4, 2
+TIGHT = dict(solver="picard", rtol=1e-13, max_steps=300)
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+def cast(module, dtype=jnp.float64, scale=1.0):
+    """The same module with parameters in `dtype`, matrices scaled."""
+    params = nnx.state(module, nnx.Param)
+    nnx.update(
+        module,
+        jax.tree.map(lambda w: (w * (scale if w.ndim > 1 else 1.0)).astype(dtype), params),
+    )
+    return module
+
+
+def contractive(scale=0.5, dropout=0.0, memory=MEMORY, **biases):
+    """A cell whose equilibrium is easy to find."""
+    cell = TransformerCell(
+        WIDTH,
+        heads=HEADS,
+        d_inner=6,
+        memory_length=memory,
+        dropout=dropout,
+        rngs=nnx.Rngs(0, dropout=1),
+    )
+    return cast(cell, scale=scale)
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def some_memory(cell, valid):
+    memory = cell.empty_memory(BATCH, jnp.float64)
+    filled = memory._replace(z=normal(8, *memory.z.shape), injection=normal(9, BATCH, MEMORY, 12))
+    return filled._replace(valid=jnp.array(valid))
+
+
+@nnx.jit
+def solve(deq, x, memory=None):
+    return deq(TransformerInput(x, memory))
+
+
+def assert_close(actual, wanted, rtol=1e-9):
+    np.testing.assert_allclose(actual, wanted, rtol=rtol, atol=rtol)
+
+
+# ---------------------------------------------------------------------------------- causality
+
+
+def test_no_output_depends_on_a_later_input():
+    deq = DEQ(contractive(), **TIGHT)
+    memory = some_memory(deq.cell, [True, True])
+
+    @nnx.jit
+    def jacobian(deq, x):
+        # One sample's outputs, (time, d), with respect to its inputs, (time, d).
+        return jax.jacrev(lambda x: deq(TransformerInput(x, memory)).z[0].sum(-1))(x)
+
+    size = jnp.abs(jacobian(deq, normal(1, BATCH, TIME, WIDTH))).max(-1)
+    assert (size[:, 1] == 0).all()  # the other sample
+    future = np.triu(np.ones((TIME, TIME), bool), k=1)
+    assert (np.asarray(size[:, 0])[future] == 0).all()
+    assert (np.asarray(size[:, 0])[~future] > 1e-6).all()
+
+
+# ---------------------------------------------------------------------------------- memory
+
+
+@nnx.jit
+def read(model, tokens, memory):
+    out = model(tokens, memory)
+    return out.logits, out.memory, out.solution.stats.converged.all()
+
+
+def language_model(memory):
+    model = LanguageModel(7, contractive(memory=memory), rngs=nnx.Rngs(3), **TIGHT)
+    return cast(model)
+
+
+@pytest.mark.parametrize("start", ["none", "empty"])
+@pytest.mark.parametrize("segments", [2, 3], ids=["full", "short"])
+def test_memory_is_a_longer_context(segments, start):
+    """Three segments are shorter than the memory, which then holds more than one of them."""
+    length = TIME if segments == 2 else 2
+    model = language_model(memory=(segments - 1) * length)
+    tokens = jax.random.randint(jax.random.key(4), (BATCH, segments * length), 0, 7)
+    whole, _, converged = read(model, tokens, None)
+    assert converged
+    memory = None if start == "none" else model.cell.empty_memory(BATCH, jnp.float64)
+    for i in range(segments):
+        part = slice(i * length, (i + 1) * length)
+        logits, memory, converged = read(model, tokens[:, part], memory)
+        assert converged
+        assert_close(logits, whole[:, part])
+
+
+def test_memory_matters_and_is_detached():
+    deq = DEQ(contractive(), **TIGHT)
+    x, memory = normal(1, BATCH, TIME, WIDTH), some_memory(deq.cell, [True, True])
+    without = solve(deq, x).z
+    assert (jnp.abs(solve(deq, x, memory).z - without).max((1, 2)) > 1e-3).all()
+
+    def loss(deq, x):
+        remembered = deq.cell.remember(TransformerInput(x), deq.cell(x, deq.cell.inject((x, None))))
+        return remembered.z.sum() + remembered.injection.sum()
+
+    np.testing.assert_array_equal(jax.grad(lambda x: loss(deq, x))(x), 0.0)
+
+
+def test_a_memory_that_is_not_valid_is_no_memory():
+    deq = DEQ(contractive(), **TIGHT)
+    x = normal(1, BATCH, TIME, WIDTH)
+    mixed = solve(deq, x, some_memory(deq.cell, [False, True]))
+    without = solve(deq, x)
+    both = solve(deq, x, some_memory(deq.cell, [True, True]))
+    assert_close(mixed.z[0], without.z[0])
+    assert_close(mixed.z[1], both.z[1])
+    assert not np.allclose(both.z[0], without.z[0], atol=1e-3)
+
+
+def test_remember_keeps_the_last_positions():
+    cell = contractive()
+    x, z = normal(1, BATCH, 5, WIDTH), normal(2, BATCH, 5, WIDTH)
+    memory = cell.remember(TransformerInput(x), z)
+    np.testing.assert_array_equal(memory.z, z[:, -MEMORY:])
+    assert_close(memory.injection, cell.inject_qkv(x)[:, -MEMORY:])
+    assert memory.valid.all()
+    later = cell.remember(TransformerInput(x[:, :1], memory), z[:, :1])
+    np.testing.assert_array_equal(later.z, jnp.concatenate([z[:, -2:], z[:, :1]], 1))
+    assert later.z.shape == cell.empty_memory(BATCH).z.shape
+    assert later.injection.shape == cell.empty_memory(BATCH).injection.shape
+    assert not cell.empty_memory(BATCH).valid.any()
+
+
+# ---------------------------------------------------------------------------------- attention
+
+
+@pytest.mark.parametrize("length", [0, 3])
+def test_relative_shift_against_a_loop(length):
+    time, keys = 4, 4 + length
+    scores = np.asarray(normal(6, 2, time, keys))
+    shifted = np.asarray(_shift(jnp.asarray(scores)))
+    for i in range(time):
+        for j in range(length + i + 1):
+            distance = length + i - j
+            np.testing.assert_array_equal(shifted[:, i, j], scores[:, i, keys - 1 - distance])
+
+
+def explicit_attention(cell, z, x, memory):
+    """One query, one head, one key at a time, from the definition."""
+    w = {name: np.asarray(getattr(cell, name).kernel[...]) for name in ("qkv", "inject_qkv")}
+    position, out = np.asarray(cell.position.kernel[...]), np.asarray(cell.out.kernel[...])
+    content_bias = np.asarray(cell.content_bias[...])
+    position_bias = np.asarray(cell.position_bias[...])
+    size = WIDTH // HEADS
+
+    def sinusoid(distance):
+        angles = [distance / 10000 ** (2 * i / WIDTH) for i in range(WIDTH // 2)]
+        return np.array([*np.sin(angles), *np.cos(angles)]) @ position
+
+    result = np.zeros_like(z)
+    for b in range(BATCH):
+        both = np.concatenate([memory.z[b], z[b]])
+        injection = np.concatenate([memory.injection[b], x[b] @ w["inject_qkv"]])
+        q, k, v = np.split(both @ w["qkv"] + injection, 3, axis=-1)
+        for i in range(TIME):
+            me = MEMORY + i
+            first = 0 if memory.valid[b] else MEMORY
+            for h in range(HEADS):
+                s = slice(h * size, (h + 1) * size)
+                scores = [
+                    (q[me, s] + content_bias[s]) @ k[j, s]
+                    + (q[me, s] + position_bias[s]) @ sinusoid(me - j)[s]
+                    for j in range(first, me + 1)
+                ]
+                weights = np.exp(np.array(scores) / np.sqrt(size))
+                result[b, i, s] = weights / weights.sum() @ v[first : me + 1, s]
+    return result @ out
+
+
+def test_the_cell_against_its_definition():
+    cell = contractive(scale=1.0)
+    cell.content_bias[...] = normal(10, WIDTH)
+    cell.position_bias[...] = normal(11, WIDTH)
+    cell.up.bias[...], cell.down.bias[...] = normal(12, 6), normal(13, WIDTH)
+    z, x = normal(2, BATCH, TIME, WIDTH), normal(1, BATCH, TIME, WIDTH)
+    memory = some_memory(cell, [False, True])
+    context = cell.inject(TransformerInput(x, memory))
+    attention = explicit_attention(cell, *(np.asarray(a) for a in (z, x)), memory)
+    assert_close(cell._attention(z, context), attention)
+
+    def norm(y):
+        return (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5)
+
+    y = norm(z + attention)
+    hidden = np.maximum(y @ cell.up.kernel[...] + cell.up.bias[...], 0)
+    assert_close(cell(z, context), norm(y + hidden @ cell.down.kernel[...] + cell.down.bias[...]))
+
+
+def test_layer_norm():
+    y = 3.0 + 5.0 * normal(1, 6, 8)
+    out = _layer_norm(y)
+    assert_close(out.mean(-1), 0.0)
+    assert_close(out.var(-1), y.var(-1) / (y.var(-1) + 1e-5))
+    np.testing.assert_array_equal(_layer_norm(jnp.full((1, 4), 2.0)), 0.0)
+    assert jnp.isfinite(jax.grad(lambda y: _layer_norm(y)[0, 0])(jnp.full((1, 4), 2.0))).all()
+    narrow = _layer_norm(y.astype(jnp.bfloat16))
+    assert narrow.dtype == jnp.bfloat16
+    assert_close(narrow.astype(float), out, 2e-2)
+
+
+# ---------------------------------------------------------------------------------- dropout
+
+
+def test_dropout_masks_are_variational_and_scaled():
+    mask = _mask(jax.random.key(0), 0.25, (BATCH, 1, 4000))
+    assert set(np.unique(mask)) == {0.0, 1 / 0.75}
+    assert abs(mask.mean() - 1) < 0.03
+    cell = contractive(dropout=0.5)
+    given = TransformerInput(normal(1, BATCH, TIME, WIDTH))
+    context = cell.inject(given)
+    shapes = [context.mask_attention.shape, context.mask_hidden.shape, context.mask_output.shape]
+    assert shapes == [(BATCH, 1, WIDTH), (BATCH, 1, 6), (BATCH, 1, WIDTH)]
+    z = normal(2, BATCH, TIME, WIDTH)
+    off = context._replace(
+        mask_attention=jnp.zeros((BATCH, 1, WIDTH)), mask_output=jnp.zeros((BATCH, 1, WIDTH))
+    )
+    assert_close(cell(z, off), _layer_norm(_layer_norm(z)))
+    quiet = context._replace(mask_hidden=jnp.zeros((BATCH, 1, 6)))
+    cell.up.kernel[...] *= 100
+    assert_close(cell(z, quiet), cell(z, quiet._replace(mask_hidden=0.0 * context.mask_hidden)))
+    cell.eval()
+    assert cell.inject(given)[-3:] == (None, None, None)
+
+
+def test_dropout_is_drawn_once_per_solve():
+    deq, x = DEQ(contractive(dropout=0.4), **TIGHT), normal(1, BATCH, TIME, WIDTH)
+    first, second = solve(deq, x), solve(deq, x)
+    assert first.stats.converged.all() and second.stats.converged.all()
+    assert int(first.stats.steps.min()) > 5
+    assert not np.allclose(first.z, second.z, atol=1e-3)
+    assert int(deq.cell.rngs.dropout.count[...]) == 6  # three masks a solve
+    deq.eval()
+    np.testing.assert_array_equal(solve(deq, x).z, solve(deq, x).z)
+    assert int(deq.cell.rngs.dropout.count[...]) == 6
+
+
+# ---------------------------------------------------------------------------------- dtypes, options
+
+
+def test_bfloat16():
+    x, wide = normal(1, BATCH, TIME, WIDTH), contractive()
+    exact = solve(DEQ(wide, **TIGHT), x).z
+    deq = DEQ(cast(contractive(), jnp.bfloat16))
+    x = x.astype(jnp.bfloat16)
+    memory = deq.cell.empty_memory(BATCH, jnp.bfloat16)
+
+    @nnx.jit
+    def run(deq):
+        def loss(deq):
+            solution = deq(TransformerInput(x, memory))
+            return solution.z.astype(float)[..., 0].sum(), solution
+
+        return nnx.grad(loss, has_aux=True)(deq)
+
+    grads, solution = run(deq)
+    assert solution.z.dtype == jnp.bfloat16 and solution.stats.converged.all()
+    assert jnp.abs(solution.z.astype(float) - exact).max() < 0.1
+    for path, g in nnx.to_flat_state(grads):
+        assert g.dtype == jnp.bfloat16 and jnp.isfinite(g[...]).all(), path
+        assert g[...].any() or "position" in path[1], path
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (dict(heads=3), "d=4 must be a multiple of heads=3"),
+        (dict(heads=2, dropout=1.0), r"dropout must be in \[0, 1\)"),
+    ],
+)
+def test_wrong_options(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        TransformerCell(WIDTH, d_inner=6, rngs=nnx.Rngs(0), **options)

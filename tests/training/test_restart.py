@@ -1,0 +1,103 @@
+"""A run that is killed and started again is the run that was never killed, bit for bit."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from deqjax.training import Interrupted, OptionError, read_metrics
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tiny_run  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    tiny_run.train(folder)
+    return folder / "run"
+
+
+def rows(folder):
+    """Everything that was recorded, except how long it took."""
+    kept = read_metrics(folder)
+    for row in kept:
+        row.pop("tokens_per_second", None)
+    return kept
+
+
+def test_a_run_leaves_what_it_promises(whole):
+    names = {path.name for path in whole.iterdir()}
+    assert names >= {"config.json", "metrics.jsonl", "result.json", "curves.png", "checkpoints"}
+    recorded = rows(whole)
+    assert [row["step"] for row in recorded] == list(range(1, 13))
+    assert all({"loss", "perplexity", "forward_steps", "converged"} <= set(row) for row in recorded)
+    # The first three steps train a stack, which has no adjoint solve; later ones report it.
+    assert [("adjoint_steps" in row) for row in recorded] == [False] * 3 + [True] * 9
+    assert [row["step"] for row in recorded if "valid_perplexity" in row] == [5, 10, 12]
+
+
+def test_sigkill_anywhere_changes_nothing(whole, tmp_path):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(Path(__file__).with_name("tiny_run.py")), str(tmp_path)]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 5):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "the run never reached step 5"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "run" / "result.json").exists(), "it was to be killed before the end"
+
+    tiny_run.train(tmp_path)
+    assert rows(tmp_path / "run") == rows(whole)
+
+
+def test_truncated_newest_checkpoint_falls_back_and_changes_nothing(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    newest = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda p: p.stat().st_mtime)
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    with pytest.warns(RuntimeWarning, match="damaged"):
+        tiny_run.train(tmp_path)
+    assert rows(tmp_path / "run") == rows(whole)
+
+
+def test_sigterm_saves_and_the_same_call_continues(whole, tmp_path):
+    class Terminated(tiny_run.LanguageModelling):
+        def batch(self, index):
+            if index == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().batch(index)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="after step 7"):
+        tiny_run.train(tmp_path, Terminated)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 8))
+    tiny_run.train(tmp_path)
+    assert rows(tmp_path / "run") == rows(whole)
+
+
+def test_a_finished_run_is_not_trained_again(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    result = tiny_run.train(tmp_path).result
+    assert result["steps"] == 12
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_other_options_in_the_same_folder_are_refused(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    with pytest.raises(OptionError, match=r"learning_rate was 0\.003, now 0\.1"):
+        tiny_run.train(tmp_path, learning_rate=0.1)
+    assert (tmp_path / "run" / "result.json").exists()

@@ -1,0 +1,116 @@
+"""The pure training step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import deqjax
+from deqjax.training import TrainOptions, make_step, new_state
+from deqjax.training.schedules import learning_rate, optimiser
+
+
+class Regression:
+    """z* = tanh(W z* + x) against a target: a step whose gradient is known by other means."""
+
+    def build(self, rngs):
+        return deqjax_cell(rngs)
+
+    def carry(self):
+        return jnp.zeros(())
+
+    def probe(self):
+        return deqjax.adjoint_probe(3)
+
+    def loss(self, model, carry, batch, *, depth, probe):
+        sol = model(batch["x"], depth=depth, adjoint_probe=probe)
+        loss = jnp.sum((sol.z - batch["y"]) ** 2)
+        return loss, (carry + 1, {"solve": sol.stats})
+
+
+class Cell(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(4, 4, kernel_init=nnx.initializers.normal(0.2), rngs=rngs)
+
+    def __call__(self, z, x):
+        return jnp.tanh(self.linear(z) + x)
+
+
+def deqjax_cell(rngs):
+    from deqjax.nn import DEQ
+
+    return DEQ(Cell(rngs), rtol=1e-6, max_steps=60)
+
+
+@pytest.fixture
+def batch():
+    draw = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    return {"x": draw[0], "y": draw[1]}
+
+
+def test_one_step_is_gradient_descent_through_the_equilibrium(batch):
+    task, sgd = Regression(), optax.sgd(0.1)
+    graph, state = new_state(task, sgd, seed=0)
+    stepped, metrics = jax.jit(make_step(task, graph, sgd))(state, batch)
+
+    kernel, bias = state.params["cell"]["linear"]["kernel"], state.params["cell"]["linear"]["bias"]
+
+    def unrolled(kernel, bias):
+        z = jnp.zeros((3, 4))
+        for _ in range(80):
+            z = jnp.tanh(z @ kernel + bias + batch["x"])
+        return jnp.sum((z - batch["y"]) ** 2)
+
+    loss, (d_kernel, d_bias) = jax.value_and_grad(unrolled, (0, 1))(kernel[...], bias[...])
+    new = stepped.params["cell"]["linear"]
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(
+        new["kernel"][...], kernel[...] - 0.1 * d_kernel, rtol=1e-3, atol=1e-5
+    )
+    np.testing.assert_allclose(new["bias"][...], bias[...] - 0.1 * d_bias, rtol=1e-3, atol=1e-5)
+    assert int(stepped.step) == 1 and int(stepped.skipped) == 0 and float(stepped.carry) == 1
+    assert float(metrics["converged"]) == 1 and float(metrics["adjoint_converged"]) == 1
+    assert float(metrics["adjoint_steps"]) >= 2
+
+
+def test_a_non_finite_step_changes_nothing_but_the_count(batch):
+    task, adam = Regression(), optax.adam(0.1)
+    graph, state = new_state(task, adam, seed=0)
+    train_step = jax.jit(make_step(task, graph, adam))
+    bad, _ = train_step(state, {**batch, "y": batch["y"] * np.nan})
+    assert int(bad.step) == 1 and int(bad.skipped) == 1
+    for kept in ("params", "opt_state", "carry", "rest"):
+        for a, b in zip(
+            jax.tree.leaves(getattr(bad, kept)), jax.tree.leaves(getattr(state, kept)), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+    good, _ = train_step(bad, batch)
+    assert int(good.skipped) == 1 and float(good.carry) == 1
+
+
+def test_depth_trains_the_stack(batch):
+    task, sgd = Regression(), optax.sgd(0.1)
+    graph, state = new_state(task, sgd, seed=0)
+    _, metrics = jax.jit(make_step(task, graph, sgd, depth=2))(state, batch)
+    assert float(metrics["forward_steps"]) == 2 and "adjoint_steps" not in metrics
+
+
+def test_the_schedule_warms_up_peaks_and_decays():
+    options = TrainOptions(steps=100, warmup=10, learning_rate=1.0, learning_rate_end=0.1)
+    rate = learning_rate(options)
+    values = [float(rate(step)) for step in range(101)]
+    assert 0 < values[0] < 0.2 and values[10] == pytest.approx(1.0)
+    assert values == sorted(values[:11]) + sorted(values[11:], reverse=True)
+    assert values[100] == pytest.approx(0.1)
+
+
+def test_vectors_are_not_decayed():
+    transform = optimiser(TrainOptions(weight_decay=0.5, learning_rate=0.1, warmup=0))
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = transform.update(zero, transform.init(params), params)
+    assert (
+        float(jnp.abs(updates["kernel"]).min()) > 0 and float(jnp.abs(updates["bias"]).max()) == 0
+    )
