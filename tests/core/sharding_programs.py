@@ -1,0 +1,347 @@
+"""Programs for four devices, run by `test_sharding` in a process of their own.
+
+    python sharding_programs.py NAME
+
+XLA fixes the number of host devices when it starts, hence the process.
+"""
+
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import deqjax
+
+DEVICES, BATCH, N = 4, 8, 6
+SOLVERS = {
+    "picard": deqjax.Picard(),
+    "anderson": deqjax.Anderson(memory=3),
+    "broyden": deqjax.Broyden(memory=4),
+}
+
+
+def data():
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(N, N))
+    w *= 0.9 / np.linalg.norm(w, 2)
+    x = rng.normal(size=(BATCH, N)) * np.geomspace(0.01, 30.0, BATCH)[:, None]
+    return {"w": w, "b": rng.normal(size=N)}, x
+
+
+def cell(z, theta, x):
+    return jnp.tanh(z @ theta["w"].T + theta["b"] + x)
+
+
+def solve(theta, x, solver="anderson", **options):
+    options = dict(batch_axis=0, rtol=1e-10, max_steps=200) | options
+    return deqjax.fixed_point(cell, jnp.zeros_like(x), theta, x, solver=SOLVERS[solver], **options)
+
+
+def loss(theta, x, **options):
+    sol = solve(theta, x, **options)
+    return jnp.sum(jnp.sin(sol.z) * jnp.arange(1.0, N + 1)), sol
+
+
+def mesh():
+    return jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
+
+
+def assert_close(got, want, tolerance=1e-8):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
+    ):
+        np.testing.assert_allclose(
+            a, b, rtol=tolerance, atol=tolerance, err_msg=jax.tree_util.keystr(path)
+        )
+
+
+def single(theta, x, **options):
+    return jax.jit(jax.value_and_grad(lambda t, x: loss(t, x, **options)[0], (0, 1)))(theta, x)
+
+
+def sharded_value_and_grad(fixed_zeros=False, **options):
+    """The data-parallel step: parameters replicated, x sharded, one psum of the loss."""
+
+    def total(theta, x):
+        def local(theta, x):
+            if fixed_zeros:
+                # A start that varies over no mesh axis, though x does.
+                z0 = jnp.zeros((BATCH // DEVICES, N))
+                sol = deqjax.fixed_point(
+                    cell, z0, theta, x, solver=SOLVERS["anderson"], batch_axis=0, **options
+                )
+                value = jnp.sum(jnp.sin(sol.z) * jnp.arange(1.0, N + 1))
+            else:
+                value, _ = loss(theta, x, **options)
+            return jax.lax.psum(value, "data")
+
+        return jax.shard_map(local, mesh=mesh(), in_specs=(P(), P("data")), out_specs=P())(theta, x)
+
+    return jax.jit(jax.value_and_grad(total, (0, 1)))
+
+
+def grad_inside(**options):
+    """value_and_grad inside shard_map, gradients reduced once by hand."""
+
+    def local(theta, x):
+        value, grads = jax.value_and_grad(lambda t, x: loss(t, x, **options)[0], (0, 1))(
+            jax.tree.map(lambda p: jax.lax.pcast(p, "data", to="varying"), theta), x
+        )
+        return jax.lax.psum(value, "data"), (jax.lax.psum(grads[0], "data"), grads[1])
+
+    return jax.jit(
+        jax.shard_map(
+            local,
+            mesh=mesh(),
+            in_specs=(P(), P("data")),
+            out_specs=(P(), (P(), P("data"))),
+        )
+    )
+
+
+# ------------------------------------------------------------------------------- shard_map
+
+
+def shard_map_values():
+    """Values, statistics and traces, for every solver, from a sharded and from an unvarying z0."""
+    theta, x = data()
+    for solver in SOLVERS:
+        local = lambda theta, x, solver=solver: (
+            lambda sol: (sol.z, sol.stats.steps, sol.stats.status)
+        )(solve(theta, x, solver))
+        mapped = jax.jit(
+            jax.shard_map(local, mesh=mesh(), in_specs=(P(), P("data")), out_specs=P("data"))
+        )(theta, x)
+        alone = jax.jit(lambda theta, x, solver=solver: solve(theta, x, solver))(theta, x)
+        assert np.unique(alone.stats.steps).size > 2
+        assert_close(mapped, (alone.z, alone.stats.steps, alone.stats.status), 1e-9)
+
+
+def shard_map_gradients():
+    theta, x = data()
+    want = single(theta, x)
+    assert_close(sharded_value_and_grad()(theta, x), want)
+    assert_close(sharded_value_and_grad(fixed_zeros=True, rtol=1e-10, max_steps=200)(theta, x), want)
+    assert_close(sharded_value_and_grad(solver="broyden")(theta, x), want)
+    assert_close(grad_inside()(theta, x), want)
+
+
+def shard_map_adjoints():
+    theta, x = data()
+    for options in (
+        dict(adjoint="jfb"),
+        dict(adjoint="phantom"),
+        dict(adjoint="unrolled", solver="picard", max_steps=9),
+        dict(adjoint=deqjax.Unrolled(checkpoint="sqrt"), solver="anderson", max_steps=5),
+    ):
+        assert_close(sharded_value_and_grad(**options)(theta, x), single(theta, x, **options))
+
+
+def shard_map_closures():
+    """Parameters and x reach the cell by closure only; no batch axis: one equation a device."""
+    theta, x = data()
+
+    def total(theta, x):
+        def local(theta, x):
+            sol = deqjax.fixed_point(
+                lambda z: cell(z, theta, x),
+                jnp.zeros((BATCH // DEVICES, N)),
+                solver=SOLVERS["anderson"],
+                rtol=1e-10,
+                max_steps=200,
+            )
+            return jax.lax.psum(jnp.sum(jnp.sin(sol.z) * jnp.arange(1.0, N + 1)), "data")
+
+        return jax.shard_map(local, mesh=mesh(), in_specs=(P(), P("data")), out_specs=P())(theta, x)
+
+    assert_close(jax.jit(jax.value_and_grad(total, (0, 1)))(theta, x), single(theta, x), 1e-7)
+
+
+def shard_map_probe():
+    theta, x = data()
+
+    def local(theta, x, probe):
+        sol = solve(theta, x, adjoint_probe=probe)
+        return jnp.sum(sol.z**2)
+
+    def mapped(theta, x, probe):
+        f = lambda *a: jax.lax.psum(local(*a), "data")
+        return jax.shard_map(
+            f, mesh=mesh(), in_specs=(P(), P("data"), P("data")), out_specs=P()
+        )(theta, x, probe)
+
+    probe = deqjax.adjoint_probe(BATCH)
+    got, want = (jax.jit(jax.grad(f, 2))(theta, x, probe) for f in (mapped, local))
+    assert np.all(np.asarray(want.converged) == 1) and np.unique(want.steps).size > 1
+    assert_close((got.steps, got.status), (want.steps, want.status))
+    assert np.all(np.asarray(got.rel_residual) <= 1e-10)
+
+
+def shard_map_second_derivative():
+    theta, x = data()
+
+    def penalty(value, theta):
+        return jnp.sum(jax.grad(value, 1)(theta, x) ** 2)
+
+    def total(theta, x):
+        local = lambda theta, x: jax.lax.psum(loss(theta, x)[0], "data")
+        return jax.shard_map(local, mesh=mesh(), in_specs=(P(), P("data")), out_specs=P())(theta, x)
+
+    got = jax.jit(jax.grad(lambda t: penalty(total, t)))(theta)
+    want = jax.jit(jax.grad(lambda t: penalty(lambda t, x: loss(t, x)[0], t)))(theta)
+    assert_close(got, want, 1e-6)
+
+
+# ------------------------------------------------------------------------------- compiled loops
+
+COLLECTIVE = re.compile(
+    r"\b(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast)"
+)
+
+
+def computations(hlo):
+    """name -> text of each computation of an HLO module."""
+    found, name = {}, None
+    for line in hlo.splitlines():
+        head = re.match(r"^(?:ENTRY\s+)?%?([\w.\-]+)\s.*\{\s*$", line)
+        if head and not line.startswith(" ") and not line.startswith("HloModule"):
+            name = head.group(1)
+            found[name] = ""
+        elif name is not None:
+            found[name] += line + "\n"
+    return found
+
+
+def inside_loops(hlo):
+    """Names of all computations that a while loop's body or condition can reach."""
+    graph = computations(hlo)
+    words = {n: set(re.findall(r"[\w.\-]+", t)) & graph.keys() for n, t in graph.items()}
+    todo = []
+    for text in graph.values():
+        for line in text.splitlines():
+            if re.search(r"\bwhile\(", line):
+                todo += re.findall(r"(?:body|condition)=%?([\w.\-]+)", line)
+    reached = set()
+    while todo:
+        name = todo.pop()
+        if name not in reached:
+            reached.add(name)
+            todo += words[name]
+    return graph, reached
+
+
+def no_collective_in_the_loops():
+    theta, x = data()
+    for solver in ("anderson", "broyden"):
+        for step in (sharded_value_and_grad(solver=solver), grad_inside(solver=solver)):
+            hlo = step.lower(theta, x).compile().as_text()
+            graph, reached = inside_loops(hlo)
+            # The forward and the adjoint loop, each with a body and a condition, were found, and
+            # so was the one reduction outside: the search does see collectives.
+            assert len(reached) >= 4, sorted(reached)
+            outside = "".join(t for n, t in graph.items() if n not in reached)
+            assert COLLECTIVE.search(outside)
+            for name in reached:
+                hit = COLLECTIVE.search(graph[name])
+                assert hit is None, f"{hit.group()} in {name}"
+
+
+def a_collective_in_f_is_found_in_the_loop():
+    """The search above is not blind: a psum in the cell shows up inside the loop."""
+    theta, x = data()
+
+    def local(theta, x):
+        f = lambda z: cell(z, theta, x) * 0.5 + 0.1 * jax.lax.pmean(z, "data")
+        return deqjax.fixed_point(
+            f, jnp.zeros_like(x), solver="picard", rtol=0.0, atol=0.0, max_steps=60
+        ).z
+
+    mapped = jax.jit(
+        jax.shard_map(local, mesh=mesh(), in_specs=(P(), P("data")), out_specs=P("data"))
+    )
+    graph, reached = inside_loops(mapped.lower(theta, x).compile().as_text())
+    assert any(COLLECTIVE.search(graph[name]) for name in reached)
+    z = np.zeros((DEVICES, BATCH // DEVICES, N))
+    xs = x.reshape(z.shape)
+    for _ in range(60):
+        z = np.tanh(z @ theta["w"].T + theta["b"] + xs) * 0.5 + 0.1 * z.mean(0)
+    assert_close(mapped(theta, x), z.reshape(x.shape))
+
+
+# ------------------------------------------------------------------------------- other ways
+
+
+def named_sharding():
+    """jit with sharded batch, then also with sharded parameters (tensor parallel)."""
+    theta, x = data()
+    want = single(theta, x)
+    step = jax.jit(jax.value_and_grad(lambda t, x: loss(t, x)[0], (0, 1)))
+    one = mesh()
+    put = lambda a, spec, m: jax.device_put(a, NamedSharding(m, spec))
+    got = step(put(theta, P(), one), put(x, P("data"), one))
+    assert_close(got, want)
+    assert got[1][1].sharding.spec[0] == "data"
+
+    two = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    split = {"w": put(theta["w"], P("model", None), two), "b": put(theta["b"], P("model"), two)}
+    assert_close(step(split, put(x, P("data", None), two)), want)
+
+    # The history is laid out like the state, not gathered.
+    sol = jax.jit(lambda t, x: solve(t, x))(put(theta, P(), one), put(x, P("data"), one))
+    assert sol.z.sharding.spec[0] == "data"
+    for leaf in jax.tree.leaves(sol.state.solver_state.d_r):
+        assert leaf.addressable_shards[0].data.shape[0] == BATCH // DEVICES
+
+
+def pmap():
+    theta, x = data()
+    rows = x.reshape(DEVICES, BATCH // DEVICES, N)
+
+    def step(theta, x):
+        (value, sol), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(theta, x)
+        return jax.lax.psum(value, "i"), jax.lax.psum(grads[0], "i"), grads[1], sol.stats.steps
+
+    value, theta_grad, x_grad, steps = jax.pmap(step, axis_name="i", in_axes=(None, 0))(theta, rows)
+    want_value, (want_theta, want_x) = single(theta, x)
+    assert_close(value[0], want_value)
+    assert_close(jax.tree.map(lambda g: g[0], theta_grad), want_theta)
+    assert_close(np.asarray(x_grad).reshape(x.shape), want_x)
+    assert steps.shape == rows.shape[:2]
+
+
+def explicit_sharding():
+    """A mesh with Explicit axes: shardings are part of the types inside jit."""
+    theta, x = data()
+    want = single(theta, x)
+    explicit = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(explicit):
+        put = lambda a, spec: jax.device_put(a, NamedSharding(explicit, spec))
+        sharded = jax.tree.map(lambda p: put(p, P()), theta), put(x, P("data", None))
+        sol = jax.jit(lambda t, x: solve(t, x))(*sharded)
+        assert jax.typeof(sol.z).sharding.spec[0] == "data"
+        got = jax.jit(jax.value_and_grad(lambda t, x: loss(t, x)[0], (0, 1)))(*sharded)
+    assert_close(jax.tree.map(np.asarray, got), want)
+
+
+PROGRAMS = (
+    shard_map_values,
+    shard_map_gradients,
+    shard_map_adjoints,
+    shard_map_closures,
+    shard_map_probe,
+    shard_map_second_derivative,
+    no_collective_in_the_loops,
+    a_collective_in_f_is_found_in_the_loop,
+    named_sharding,
+    pmap,
+    explicit_sharding,
+)
+
+if __name__ == "__main__":
+    assert len(jax.devices()) == DEVICES
+    jax.config.update("jax_enable_x64", True)
+    {program.__name__: program for program in PROGRAMS}[sys.argv[1]]()
