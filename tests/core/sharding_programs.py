@@ -1,6 +1,6 @@
 """Programs for four devices, run by `test_sharding` in a process of their own.
 
-    python sharding_programs.py NAME
+    python sharding_programs.py NAME ...
 
 XLA fixes the number of host devices when it starts, hence the process.
 """
@@ -125,7 +125,9 @@ def shard_map_gradients():
     theta, x = data()
     want = single(theta, x)
     assert_close(sharded_value_and_grad()(theta, x), want)
-    assert_close(sharded_value_and_grad(fixed_zeros=True, rtol=1e-10, max_steps=200)(theta, x), want)
+    assert_close(
+        sharded_value_and_grad(fixed_zeros=True, rtol=1e-10, max_steps=200)(theta, x), want
+    )
     assert_close(sharded_value_and_grad(solver="broyden")(theta, x), want)
     assert_close(grad_inside()(theta, x), want)
 
@@ -170,9 +172,9 @@ def shard_map_probe():
 
     def mapped(theta, x, probe):
         f = lambda *a: jax.lax.psum(local(*a), "data")
-        return jax.shard_map(
-            f, mesh=mesh(), in_specs=(P(), P("data"), P("data")), out_specs=P()
-        )(theta, x, probe)
+        return jax.shard_map(f, mesh=mesh(), in_specs=(P(), P("data"), P("data")), out_specs=P())(
+            theta, x, probe
+        )
 
     probe = deqjax.adjoint_probe(BATCH)
     got, want = (jax.jit(jax.grad(f, 2))(theta, x, probe) for f in (mapped, local))
@@ -344,4 +346,7 @@ PROGRAMS = (
 if __name__ == "__main__":
     assert len(jax.devices()) == DEVICES
     jax.config.update("jax_enable_x64", True)
-    {program.__name__: program for program in PROGRAMS}[sys.argv[1]]()
+    for program in PROGRAMS:
+        if program.__name__ in sys.argv[1:]:
+            print(program.__name__, flush=True)
+            program()

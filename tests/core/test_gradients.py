@@ -43,9 +43,17 @@ def value(theta, x, **options):
 # ------------------------------------------------------------------------------- exactness
 
 
-@pytest.mark.parametrize("shape", ["array", "pytree", "batch"])
-@pytest.mark.parametrize("adjoint_solver", SOLVERS)
-@pytest.mark.parametrize("solver", SOLVERS)
+def pairs_of_solvers():
+    """All pairs for an array; in the fast run each solver once on either side for the others."""
+    for i, solver in enumerate(SOLVERS):
+        for j, adjoint_solver in enumerate(SOLVERS):
+            for shape in ("array", "pytree", "batch"):
+                slow = shape != "array" and (j - i) % 3 != (1 if shape == "pytree" else 2)
+                marks = [pytest.mark.slow] if slow else []
+                yield pytest.param(solver, adjoint_solver, shape, marks=marks)
+
+
+@pytest.mark.parametrize(("solver", "adjoint_solver", "shape"), pairs_of_solvers())
 def test_gradient_is_exact(solver, adjoint_solver, shape):
     theta, x = tanh_parameters(6)
     if shape == "batch":
@@ -271,7 +279,7 @@ def test_probe_reports_the_true_residual_of_the_adjoint(adjoint):
     theta, x = tanh_parameters(6, radius=0.9)
     options = dict(solver=deqjax.Picard(max_steps=200, rtol=1e-12, atol=0.0), adjoint=adjoint)
     if adjoint == "implicit":
-        options["adjoint_solver"] = deqjax.Picard(max_steps=4)
+        options["adjoint_solver"] = deqjax.Picard(max_steps=3)
     u, stats = probed(theta, x, deqjax.adjoint_probe(dtype=jnp.float64), **options)
     z = tanh_solution(theta, x)
     target = tanh_jacobian(z, theta).T @ u + cotangent_of(z)
@@ -280,7 +288,7 @@ def test_probe_reports_the_true_residual_of_the_adjoint(adjoint):
     np.testing.assert_allclose(stats.residual, residual, rtol=1e-8)
     np.testing.assert_allclose(stats.rel_residual, residual / np.linalg.norm(target), rtol=1e-8)
     assert float(stats.status) == Status.MAX_STEPS and float(stats.converged) == 0.0
-    assert float(stats.steps) == {"implicit": 4, "jfb": 0}.get(adjoint, 2)
+    assert float(stats.steps) == {"implicit": 3, "jfb": 0}.get(adjoint, 2)
 
 
 def test_probe_of_a_batch():
@@ -292,9 +300,10 @@ def test_probe_of_a_batch():
         deqjax.adjoint_probe(3, dtype=jnp.float64),
         solver=SMALL["anderson"],
         batch_axis=0,
-        rtol=1e-9,
+        rtol=1e-12,
         atol=0.0,
         max_steps=200,
+        adjoint_solver=deqjax.Anderson(memory=3, rtol=1e-3),
     )
     z = tanh_solution(theta, x)
     assert stats.steps.shape == (3,) and np.unique(stats.steps).size > 1
@@ -302,8 +311,9 @@ def test_probe_of_a_batch():
     np.testing.assert_array_equal(stats.f_evals, stats.steps + 1)
     for i in range(3):
         target = tanh_jacobian(z[i], theta).T @ u[i] + cotangent_of(z[i])
-        assert np.linalg.norm(target - u[i]) <= 1.1e-9 * np.linalg.norm(target)
-        assert 0 < float(stats.rel_residual[i]) <= 1e-9
+        residual = np.linalg.norm(target - u[i])
+        assert 1e-8 < residual <= 1e-3 * np.linalg.norm(target)
+        np.testing.assert_allclose(stats.residual[i], residual, rtol=0.01)
 
 
 def test_probe_says_when_the_adjoint_failed():
@@ -330,7 +340,7 @@ def test_probe_changes_no_gradient():
     np.testing.assert_array_equal(with_probe, without)
 
 
-# ------------------------------------------------------------------------------- the adjoint's solver
+# ------------------------------------------------------------------------------- its solver
 
 
 def adjoint_steps(theta, x, **options):
@@ -469,16 +479,16 @@ def test_unrolled_is_back_propagation_through_the_steps(checkpoint):
 
 @pytest.mark.parametrize("solver", ["anderson", "broyden"])
 def test_unrolled_through_accelerated_steps(solver):
-    """Against finite differences of the same early-stopped solve, and dense once converged."""
+    """Against finite differences of the same early-stopped solve."""
     theta, x = tanh_parameters(5, radius=0.9)
-    options = dict(solver=SMALL[solver], adjoint="unrolled", atol=0.0)
-    short = jax.jit(functools.partial(value, rtol=0.0, max_steps=3, **options))
-    grad = jax.jit(jax.grad(functools.partial(value, rtol=0.0, max_steps=3, **options), 1))
+    make = type(SMALL[solver])
+    options = dict(solver=make(memory=2), adjoint="unrolled", rtol=0.0, atol=0.0, max_steps=3)
+    both = jax.jit(jax.value_and_grad(functools.partial(value, **options), 1))
     direction, h = np.linspace(-1, 1, 5), 1e-6
-    slope = (short(theta, x + h * direction) - short(theta, x - h * direction)) / (2 * h)
-    np.testing.assert_allclose(grad(theta, x) @ direction, slope, rtol=1e-6)
-    converged = jax.jit(jax.grad(functools.partial(value, rtol=1e-9, max_steps=30, **options), 1))
-    assert relative(converged(theta, x), dense(theta, x)[1]) < 1e-5
+    up, down = (both(theta, x + step * direction)[0] for step in (h, -h))
+    grad = both(theta, x)[1]
+    np.testing.assert_allclose(grad @ direction, (up - down) / (2 * h), rtol=1e-6)
+    assert relative(grad, dense(theta, x)[1]) > 1e-6
 
 
 def test_unrolled_of_a_batch_stops_each_sample_where_the_solve_did():
@@ -487,9 +497,7 @@ def test_unrolled_of_a_batch_stops_each_sample_where_the_solve_did():
 
     def loss(x, axis, adjoint="unrolled"):
         options = dict(solver="picard", adjoint=adjoint, rtol=1e-3, atol=0.0, max_steps=20)
-        sol = deqjax.fixed_point(
-            tanh_cell, jnp.zeros_like(x), theta, x, batch_axis=axis, **options
-        )
+        sol = deqjax.fixed_point(tanh_cell, jnp.zeros_like(x), theta, x, batch_axis=axis, **options)
         return loss_of(sol.z), sol.stats.steps
 
     batch, steps = jax.jit(jax.grad(lambda x: loss(x, 0), has_aux=True))(x)

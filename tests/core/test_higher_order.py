@@ -83,12 +83,16 @@ def nested(f, order):
     return f
 
 
-@pytest.mark.parametrize("solver", ["picard", "anderson"])
+@pytest.mark.parametrize(
+    "solver", ["picard", deqjax.Anderson(memory=1)], ids=["picard", "anderson"]
+)
 def test_three_derivatives_in_closed_form(solver):
     """z = a z / 2 + 1 has z = 2 / (2 − a), and n-th derivative 2 n! / (2 − a)ⁿ⁺¹."""
-    z = lambda a: deqjax.fixed_point(
-        lambda z, a: 0.5 * a * z + 1.0, jnp.zeros(()), a, solver=SMALL[solver], **TIGHT
-    ).z
+    z = lambda a: (
+        deqjax.fixed_point(
+            lambda z, a: 0.5 * a * z + 1.0, jnp.zeros(()), a, solver=solver, **TIGHT
+        ).z
+    )
     for order, factorial in [(1, 1), (2, 2), (3, 6)]:
         got = jax.jit(nested(z, order))(0.7)
         np.testing.assert_allclose(got, 2 * factorial / 1.3 ** (order + 1), rtol=1e-8)
@@ -104,9 +108,11 @@ def test_third_derivative_of_a_transcendental_equation():
     a, z_star = 0.8, 0.5
     for _ in range(200):
         z_star = np.cos(a * z_star)
-    z = lambda a: deqjax.fixed_point(
-        lambda z: jnp.cos(a * z), jnp.zeros(()), solver=SMALL["picard"], **TIGHT
-    ).z
+    z = lambda a: (
+        deqjax.fixed_point(
+            lambda z: jnp.cos(a * z), jnp.zeros(()), solver=SMALL["picard"], **TIGHT
+        ).z
+    )
     np.testing.assert_allclose(jax.jit(jax.grad(z))(a), first(a, z_star), rtol=1e-10)
     want = jax.jit(total(total(first)))(a, z_star)
     np.testing.assert_allclose(jax.jit(nested(z, 3))(a), want, rtol=1e-6)

@@ -7,7 +7,7 @@ import pytest
 
 import deqjax
 
-HALF = lambda z: 0.5 * z + 1.0  # noqa: E731
+HALF = lambda z: 0.5 * z + 1.0
 
 
 def call(f=HALF, z0=None, *args, **options):
@@ -100,7 +100,7 @@ def test_tolerances_are_numbers(name, value):
 
 
 def test_traced_tolerances_are_refused_with_the_reason():
-    with pytest.raises(TypeError, match="rtol must be a Python number.*cannot be traced"):
+    with pytest.raises(TypeError, match=r"rtol must be a Python number.*cannot be traced"):
         jax.jit(lambda tol: call(rtol=tol).z)(1e-3)
 
 
@@ -166,7 +166,11 @@ def test_numpy_numbers_are_numbers():
 
 def test_keywords_override_the_solvers_own():
     slow = deqjax.Picard(rtol=1e-12, max_steps=60)
-    own, looser, shorter = call(solver=slow), call(solver=slow, rtol=1e-2), call(solver=slow, max_steps=4)
+    own, looser, shorter = (
+        call(solver=slow),
+        call(solver=slow, rtol=1e-2),
+        call(solver=slow, max_steps=4),
+    )
     assert int(shorter.stats.steps) == 4 < int(looser.stats.steps) < int(own.stats.steps)
     assert slow == deqjax.Picard(rtol=1e-12, max_steps=60)
 
@@ -228,7 +232,9 @@ def test_wrong_batch_axes():
     refused(TypeError, "batch_axis", "1.0", batch_axis=1.0)
     refused(TypeError, "batch_axis", "(0, 1)", batch_axis=(0, 1))
     f = lambda z: z
-    refused(ValueError, "[2, 3]", "batch_axis=0", f=f, z0=(jnp.zeros(2), jnp.zeros(3)), batch_axis=0)
+    refused(
+        ValueError, "[2, 3]", "batch_axis=0", f=f, z0=(jnp.zeros(2), jnp.zeros(3)), batch_axis=0
+    )
     refused(ValueError, "batch_axis=0", "()", f=f, z0=(jnp.zeros(2), jnp.zeros(())), batch_axis=0)
 
 
@@ -238,12 +244,20 @@ def test_wrong_batch_axes():
 def test_combinations_that_mean_nothing():
     for adjoint in ("jfb", "phantom", "unrolled"):
         refused(
-            ValueError, "adjoint_solver", adjoint, "implicit",
-            adjoint=adjoint, adjoint_solver="picard",
+            ValueError,
+            "adjoint_solver",
+            adjoint,
+            "implicit",
+            adjoint=adjoint,
+            adjoint_solver="picard",
         )
     refused(
-        ValueError, "twice", "Implicit(solver=...)", "adjoint_solver",
-        adjoint=deqjax.Implicit(solver="picard"), adjoint_solver="picard",
+        ValueError,
+        "twice",
+        "Implicit(solver=...)",
+        "adjoint_solver",
+        adjoint=deqjax.Implicit(solver="picard"),
+        adjoint_solver="picard",
     )
 
 

@@ -10,7 +10,7 @@ import deqjax
 
 from .cells import SMALL, SOLVERS
 
-FEW = settings(max_examples=10, deadline=None, derandomize=True)
+FEW = settings(max_examples=6, deadline=None, derandomize=True)
 
 # dtype, and how close to the solution its default tolerance must bring z.
 DTYPES = {
@@ -117,7 +117,11 @@ def test_batched_contractions_converge_sample_by_sample(sample, batch, axis, dty
     f = jax.vmap(one, in_axes=(axis, axis, 0), out_axes=axis)
     sol = jax.jit(
         lambda bias, rates: deqjax.fixed_point(
-            f, jax.tree.map(jnp.zeros_like, bias), bias, rates, solver=SMALL[solver],
+            f,
+            jax.tree.map(jnp.zeros_like, bias),
+            bias,
+            rates,
+            solver=SMALL[solver],
             batch_axis=axis,
         )
     )(bias, rates)
@@ -167,12 +171,14 @@ def test_gradients_of_contractions_are_known(tree, dtype, solver, seed):
 
     @jax.jit
     def pull(bias, v):
-        solve = lambda bias: deqjax.fixed_point(
-            lambda z: coupled(z, bias, 0.6),
-            jax.tree.map(jnp.zeros_like, bias),
-            solver=SMALL[solver],
-            rtol=1e-6 if dtype == "float32" else 1e-10,
-        ).z
+        solve = lambda bias: (
+            deqjax.fixed_point(
+                lambda z: coupled(z, bias, 0.6),
+                jax.tree.map(jnp.zeros_like, bias),
+                solver=SMALL[solver],
+                rtol=1e-6 if dtype == "float32" else 1e-10,
+            ).z
+        )
         return jax.vjp(solve, bias)[1](v)[0]
 
     got, want = pull(bias, v), coupled_solution(v, 0.6)

@@ -148,7 +148,9 @@ def test_anderson_mixing_is_the_alpha_form():
         r = np.stack([f(z) - z for z in window], 1)
         kkt = np.block([[r.T @ r, np.ones((len(window), 1))], [np.ones((1, len(window))), 0.0]])
         alpha = np.linalg.solve(kkt, np.r_[np.zeros(len(window)), 1.0])[:-1]
-        zs.append(sum(c * (beta * f(z) + (1 - beta) * z) for c, z in zip(alpha, window)))
+        zs.append(
+            sum(c * (beta * f(z) + (1 - beta) * z) for c, z in zip(alpha, window, strict=True))
+        )
     sol = solve(
         tanh_cell,
         np.zeros(7),

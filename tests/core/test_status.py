@@ -264,7 +264,7 @@ def test_raise_unless_converged():
     assert good.raise_unless_converged() is good
 
     short = deqjax.fixed_point(jnp.cos, jnp.zeros(2), max_steps=1)
-    with pytest.raises(deqjax.SolveError, match="the solve failed.*raise max_steps"):
+    with pytest.raises(deqjax.SolveError, match=r"the solve failed.*raise max_steps"):
         short.raise_unless_converged()
 
     mixed = deqjax.fixed_point(
@@ -276,7 +276,7 @@ def test_raise_unless_converged():
     )
     statuses = [Status.CONVERGED, Status.MAX_STEPS, Status.DIVERGED, Status.CONVERGED]
     assert np.asarray(mixed.stats.status).tolist() == statuses
-    with pytest.raises(deqjax.SolveError, match="2 of 4 solves failed.*diverged.*damping"):
+    with pytest.raises(deqjax.SolveError, match=r"2 of 4 solves failed.*diverged.*damping"):
         mixed.raise_unless_converged()
     assert issubclass(deqjax.SolveError, RuntimeError)
 

@@ -53,7 +53,8 @@ def test_unknown_flags_are_refused(capsys):
     assert stop.value.code == 2 and "--tolerance" in capsys.readouterr().err
 
 
-def test_help_shows_every_flag_with_its_default(capsys):
+def test_help_shows_every_flag_with_its_default(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as stop:
         run(language_model, "--help")
     said = capsys.readouterr().out

@@ -113,7 +113,6 @@ def assert_close(actual, wanted, rtol=1e-8):
         dict(solver="anderson"),
         dict(solver="broyden"),
         dict(solver=deqjax.Anderson(memory=2), adjoint_solver="broyden"),
-        dict(solver="picard", adjoint=deqjax.Implicit(solver="anderson")),
         dict(adjoint="unrolled"),
     ],
     ids=lambda options: "-".join(str(v).split("(")[0] for v in options.values()),

@@ -104,7 +104,7 @@ class DEQ(nnx.Module):
         graph, state = nnx.split(self.cell)
 
         def f(z):
-            return nnx.merge(graph, state)(z, context)
+            return nnx.merge(graph, state, copy=True)(z, context)
 
         if depth is None:
             solution = fixed_point(

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from .._fixed_point import fixed_point
+from .._options import choose
 from .._solution import Solution
-from ..adjoints import Adjoint, as_adjoint
-from ..solvers import Solver, as_solver
+from ..adjoints import Adjoint
+from ..solvers import Solver
 
 PyTree = Any
 
@@ -60,11 +61,7 @@ class DEQ(nn.Module):
 
     def __post_init__(self):
         # Wrong options fail here, in one sentence, and not at the first call.
-        solver = as_solver(self.solver).with_options(
-            rtol=self.rtol, atol=self.atol, max_steps=self.max_steps
-        )
-        other = self.adjoint_solver
-        as_adjoint(self.adjoint).resolve(solver, other and as_solver(other, "adjoint_solver"))
+        self._choose()
         super().__post_init__()
 
     def __call__(self, x: PyTree, z0: PyTree | None = None) -> Solution:
@@ -82,16 +79,9 @@ class DEQ(nn.Module):
             # `apply` restarts the streams: the same keys, so the same masks, at every step.
             return cell.apply(variables, z, x, rngs=keys, mutable=mutable)
 
+        solver, adjoint = self._choose()
         solution = fixed_point(
-            lambda z: call(z)[0],
-            z0,
-            solver=self.solver,
-            adjoint=self.adjoint,
-            adjoint_solver=self.adjoint_solver,
-            rtol=self.rtol,
-            atol=self.atol,
-            max_steps=self.max_steps,
-            batch_axis=self.batch_axis,
+            lambda z: call(z)[0], z0, solver=solver, adjoint=adjoint, batch_axis=self.batch_axis
         )
         if not starting and mutable:
             _, updates = call(jax.lax.stop_gradient(solution.z))
@@ -99,3 +89,13 @@ class DEQ(nn.Module):
                 for name, value in updates[collection].items():
                     self.cell.put_variable(collection, name, value)
         return solution
+
+    def _choose(self) -> tuple[Solver, Adjoint]:
+        return choose(
+            solver=self.solver,
+            adjoint=self.adjoint,
+            adjoint_solver=self.adjoint_solver,
+            rtol=self.rtol,
+            atol=self.atol,
+            max_steps=self.max_steps,
+        )

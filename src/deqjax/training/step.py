@@ -94,7 +94,7 @@ def make_step(
 
     def train_step(state: TrainState, batch: PyTree):
         def objective(params, probe):
-            model = nnx.merge(graph, params, state.rest)
+            model = nnx.merge(graph, params, state.rest, copy=True)
             loss, (carry, metrics) = task.loss(model, state.carry, batch, depth=depth, probe=probe)
             rest = nnx.split(model, nnx.Param, ...)[2]
             return loss, (carry, rest, metrics)
@@ -102,7 +102,7 @@ def make_step(
         probe = task.probe() if depth is None else None
         differentiate = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
         (loss, (carry, rest, metrics)), (grads, adjoint) = differentiate(state.params, probe)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
         updated = (optax.apply_updates(state.params, updates), rest, opt_state, carry)
