@@ -10,7 +10,7 @@ PYTHON ?=
 UV ?= uv
 EXTRAS ?=
 ARGS ?=
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 comma := ,
 RUN_EXTRAS := experiments$(if $(EXTRAS),$(comma)$(EXTRAS))

@@ -27,7 +27,7 @@ class DEQ(nn.Module):
     those that the caller made mutable are then updated by one call at z*, which no gradient enters.
 
     Whatever does not depend on z is best computed outside and passed in x, any pytree of arrays.
-    The cell must own its submodules: one that it shares with another module is refused by Flax.
+    The cell must own its submodules: Flax refuses one that it shares with another module.
 
     Attributes:
         cell: the module f.
@@ -44,8 +44,7 @@ class DEQ(nn.Module):
         ...         small = nn.initializers.normal(0.1)
         ...         return jnp.tanh(nn.Dense(z.shape[-1], kernel_init=small)(z) + x)
         >>> deq, x = DEQ(Cell(), solver="broyden"), jnp.ones((2, 4))
-        >>> variables = deq.init(jax.random.key(0), x)
-        >>> sol = deq.apply(variables, x)
+        >>> sol = deq.apply(deq.init(jax.random.key(0), x), x)
         >>> sol.z.shape, bool(sol.stats.converged.all())
         ((2, 4), True)
     """
@@ -68,8 +67,7 @@ class DEQ(nn.Module):
         """Solve for the input x, from z0; None starts at zeros shaped like x."""
         if z0 is None:
             z0 = jax.tree.map(jnp.zeros_like, x)
-        starting = self.is_initializing()
-        if starting:
+        if self.is_initializing():
             self.cell(z0, x)
         cell, variables = self.cell.unbind()
         keys = {name: self.make_rng(name) for name in self.scope.rngs}
@@ -83,7 +81,7 @@ class DEQ(nn.Module):
         solution = fixed_point(
             lambda z: call(z)[0], z0, solver=solver, adjoint=adjoint, batch_axis=self.batch_axis
         )
-        if not starting and mutable:
+        if mutable and not self.is_initializing():
             _, updates = call(jax.lax.stop_gradient(solution.z))
             for collection in updates.keys() - {"params"}:
                 for name, value in updates[collection].items():
