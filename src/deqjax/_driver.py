@@ -150,7 +150,8 @@ def _advance(f, c: _Carry, solver: Solver, tol, age, freeze: bool) -> _Carry:
 
 
 def _finish(c: _Carry, age) -> Result:
-    status = jnp.where(c.status == Status.RUNNING, Status.MAX_STEPS, c.status).astype(jnp.int32)
+    unfinished = c.status == Status.RUNNING
+    status = jnp.where(unfinished, int(Status.MAX_STEPS), c.status).astype(jnp.int32)
     best = c.best
     nonzero = best.residual / jnp.where(best.f_norm > 0, best.f_norm, 1)
     relative = jnp.where((best.f_norm > 0) | (best.residual == 0), nonzero, jnp.inf)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -76,6 +77,25 @@ class Stats:
     residual: Any
     rel_residual: Any
     trace: Any = None
+
+    @classmethod
+    def unsolved(cls, steps: int, residual: jax.Array, size: jax.Array) -> Stats:
+        """The report of `steps` applications that were never a solve: `Status.MAX_STEPS`.
+
+        Args:
+            steps: applications of f.
+            residual: ‖f(z) − z‖, per sample.
+            size: ‖f(z)‖, per sample.
+        """
+        count = jnp.full(residual.shape, steps, jnp.int32)
+        return cls(
+            status=jnp.full(residual.shape, int(Status.MAX_STEPS), jnp.int32),
+            converged=jnp.zeros(residual.shape, bool),
+            steps=count,
+            f_evals=count,
+            residual=residual,
+            rel_residual=residual / jnp.where(size > 0, size, 1),
+        )
 
 
 @jax.tree_util.register_dataclass

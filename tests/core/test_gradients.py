@@ -53,7 +53,7 @@ def pairs_of_solvers():
                 yield pytest.param(solver, adjoint_solver, shape, marks=marks)
 
 
-@pytest.mark.parametrize(("solver", "adjoint_solver", "shape"), pairs_of_solvers())
+@pytest.mark.parametrize(("solver", "adjoint_solver", "shape"), list(pairs_of_solvers()))
 def test_gradient_is_exact(solver, adjoint_solver, shape):
     theta, x = tanh_parameters(6)
     if shape == "batch":

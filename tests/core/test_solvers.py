@@ -462,10 +462,10 @@ def test_chandrasekhar_h_equation_in_14_evaluations(solver, scale):
 
 @pytest.mark.parametrize("solver", ["anderson", "broyden"])
 def test_resume_continues_with_the_history(solver):
-    """Five steps, then five more with the state, are the ten steps in one go."""
+    """Twelve steps, then four more with the state, are the sixteen steps in one go."""
     theta, x = tanh_parameters(10, radius=0.97, seed=3)
     call = functools.partial(
-        deqjax.fixed_point, tanh_cell, solver=solver, rtol=0.0, atol=0.0, trace=True
+        deqjax.fixed_point, tanh_cell, solver=SMALL[solver], rtol=0.0, atol=0.0, trace=True
     )
     whole = jax.jit(lambda x: call(jnp.zeros(10), theta, x, max_steps=16))(x)
     k = 12

@@ -82,9 +82,9 @@ def test_dropout_is_the_same_at_every_position_and_off_in_eval_mode():
 
 
 def test_thirty_steps_learn_a_batch_by_heart():
-    model, tokens = language_model(), some_tokens()
+    model, tokens = language_model(solver="anderson", max_steps=40), some_tokens()
     graph, params, rest = nnx.split(model, nnx.Param, ...)
-    rule = optax.adam(0.05)
+    rule = optax.adam(0.02)
 
     def loss(params):
         out = nnx.merge(graph, params, rest)(tokens[:, :-1])
@@ -101,8 +101,8 @@ def test_thirty_steps_learn_a_batch_by_heart():
     for _ in range(30):
         params, state, value = step(params, state)
         losses.append(float(value))
-    assert losses[0] > 1.5
-    assert losses[-1] < 0.2 * losses[0]
+    assert losses[0] > 2
+    assert losses[-1] < 0.35 * losses[0]
 
 
 def test_wrong_options_name_what_is_wrong():

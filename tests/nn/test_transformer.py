@@ -121,13 +121,14 @@ def test_memory_of_segments_shorter_than_itself_is_a_longer_context():
     assert_segments_equal_the_whole(length=2, memory_length=4, starts=[None])
 
 
-@pytest.mark.xfail(
-    reason="a memory that starts empty stays invalid while segments are shorter than it"
-)
 def test_an_empty_memory_fills_up_from_segments_shorter_than_itself():
     cell, x = contractive(), normal(1, BATCH, 1, WIDTH)
     given = TransformerInput(x, cell.empty_memory(BATCH, x.dtype))
-    assert cell.remember(given, x).valid.any()
+    length = cell.memory_length
+    once = cell.remember(given, x)
+    assert once.valid.tolist() == [[False] * (length - 1) + [True]] * BATCH
+    twice = cell.remember(TransformerInput(x, once), x)
+    assert twice.valid.tolist() == [[False] * (length - 2) + [True] * 2] * BATCH
 
 
 def test_memory_matters_and_is_detached():
@@ -205,7 +206,7 @@ def explicit_attention(cell, z, x, memory):
         q, k, v = np.split(both @ w["qkv"] + injection, 3, axis=-1)
         for i in range(TIME):
             me = MEMORY + i
-            first = 0 if memory.valid[b] else MEMORY
+            first = 0 if memory.valid[b].all() else MEMORY
             for h in range(HEADS):
                 s = slice(h * size, (h + 1) * size)
                 scores = [

@@ -13,7 +13,7 @@ import pytest
 from deqjax.training import Interrupted, OptionError, read_metrics
 
 sys.path.insert(0, str(Path(__file__).parent))
-import tiny_run  # noqa: E402
+import tiny_run
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from .._errors import check_integer
 from .._fixed_point import fixed_point
 from .._options import choose
-from .._solution import Solution, Stats, Status
+from .._solution import Solution, Stats
 from .._state import norm, subtract, to_front
 from ..adjoints import Adjoint
 from ..solvers import Solver
@@ -135,22 +136,12 @@ def _has_other_state(state: PyTree) -> bool:
 
 def _stack(f, z0: PyTree, depth: int, batch_axis: int | None) -> Solution:
     """f applied `depth` times to z0. Residuals are those of the last application."""
-    if depth < 1:
-        raise ValueError(f"depth must be an integer >= 1, or None to solve; got {depth!r}")
+    check_integer("depth", depth, least=1)
     z, previous = z0, z0
     for _ in range(depth):
         z, previous = f(z), z
     front, before = to_front(z, batch_axis), to_front(previous, batch_axis)
-    residual, size = norm(subtract(front, before)), norm(front)
-    steps = jnp.full(residual.shape, depth, jnp.int32)
-    stats = Stats(
-        status=jnp.full(residual.shape, Status.MAX_STEPS, jnp.int32),
-        converged=jnp.zeros(residual.shape, bool),
-        steps=steps,
-        f_evals=steps,
-        residual=residual,
-        rel_residual=residual / jnp.where(size > 0, size, 1),
-    )
+    stats = Stats.unsolved(depth, norm(subtract(front, before)), norm(front))
     if batch_axis is None:
         stats = jax.tree.map(lambda s: s[0], stats)
     return Solution(z=z, stats=stats)

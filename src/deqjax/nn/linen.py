@@ -14,8 +14,6 @@ from .._solution import Solution
 from ..adjoints import Adjoint
 from ..solvers import Solver
 
-PyTree = Any
-
 
 class DEQ(nn.Module):
     """z* = cell(z*, x) for a Linen cell with `cell(z, x) -> z`; the result is a `Solution`.
@@ -26,8 +24,8 @@ class DEQ(nn.Module):
     other than the parameters (running statistics, what the cell sows) are fixed during the solve;
     those that the caller made mutable are then updated by one call at z*, which no gradient enters.
 
-    Whatever does not depend on z is best computed outside and passed in x, any pytree of arrays.
-    The cell must own its submodules: Flax refuses one that it shares with another module.
+    Compute what does not depend on z outside and pass it in x, any pytree of arrays. The cell must
+    own its submodules: Flax refuses one that it shares with another module.
 
     Attributes:
         cell: the module f.
@@ -63,15 +61,17 @@ class DEQ(nn.Module):
         self._choose()
         super().__post_init__()
 
-    def __call__(self, x: PyTree, z0: PyTree | None = None) -> Solution:
+    def __call__(self, x: Any, z0: Any = None) -> Solution:
         """Solve for the input x, from z0; None starts at zeros shaped like x."""
         if z0 is None:
             z0 = jax.tree.map(jnp.zeros_like, x)
         if self.is_initializing():
             self.cell(z0, x)
         cell, variables = self.cell.unbind()
-        keys = {name: self.make_rng(name) for name in self.scope.rngs}
-        mutable = self.scope.mutable or []
+        scope = self.scope
+        assert scope is not None  # an unbound module was refused above
+        keys = {name: self.make_rng(name) for name in scope.rngs}
+        mutable = scope.mutable or []
 
         def call(z):
             # `apply` restarts the streams: the same keys, so the same masks, at every step.
@@ -83,9 +83,9 @@ class DEQ(nn.Module):
         )
         if mutable and not self.is_initializing():
             _, updates = call(jax.lax.stop_gradient(solution.z))
-            for collection in updates.keys() - {"params"}:
-                for name, value in updates[collection].items():
-                    self.cell.put_variable(collection, name, value)
+            for kind in updates.keys() - {"params"}:
+                for name, value in updates[kind].items():
+                    self.cell.put_variable(kind, name, value)
         return solution
 
     def _choose(self) -> tuple[Solver, Adjoint]:

@@ -18,7 +18,7 @@ class Memory(NamedTuple):
     Attributes:
         z: their equilibrium, (batch, memory, d).
         injection: their injected q, k, v, (batch, memory, 3d).
-        valid: (batch,) bool, False where the stream has just begun and there is nothing yet.
+        valid: (batch, memory) bool, False where there is nothing yet: the stream has just begun.
     """
 
     z: jax.Array
@@ -113,8 +113,8 @@ class TransformerCell(nnx.Module):
         allowed = _causal(time, length)
         if memory is not None:
             key_value = memory.z @ kernel[:, d:] + memory.injection[..., d:]
-            seen = memory.valid[:, None, None, None] | (jnp.arange(length + time) >= length)
-            allowed = allowed & seen
+            seen = jnp.concatenate([memory.valid, jnp.ones((batch, time), bool)], axis=1)
+            allowed = allowed & seen[:, None, None, :]
         position = self.position(_sinusoid(length + time, d).astype(x.dtype))
         masks = (None, None, None)
         if self.rngs is not None and not self.deterministic:
@@ -131,21 +131,19 @@ class TransformerCell(nnx.Module):
     def remember(self, given: TransformerInput, z: jax.Array) -> Memory:
         """The memory for the next segment: the last `memory_length` positions of [memory; z]."""
         injection = self.inject_qkv(given.x)  # the solve computed it too: XLA merges the two
-        valid = jnp.ones(z.shape[:1], bool)
+        valid = jnp.ones(z.shape[:2], bool)
         if given.memory is not None and z.shape[1] < self.memory_length:
             z = jnp.concatenate([given.memory.z, z], axis=1)
             injection = jnp.concatenate([given.memory.injection, injection], axis=1)
-            valid = given.memory.valid
+            valid = jnp.concatenate([given.memory.valid, valid], axis=1)
         keep = slice(max(0, z.shape[1] - self.memory_length), None)
-        return Memory(*jax.lax.stop_gradient((z[:, keep], injection[:, keep], valid)))
+        return Memory(*jax.lax.stop_gradient((z[:, keep], injection[:, keep], valid[:, keep])))
 
     def empty_memory(self, batch: int, dtype: Any = jnp.float32) -> Memory:
         """The memory before the first segment."""
         m, d = self.memory_length, self.d
-        zeros = jnp.zeros
-        return Memory(
-            zeros((batch, m, d), dtype), zeros((batch, m, 3 * d), dtype), zeros((batch,), bool)
-        )
+        z, injection = jnp.zeros((batch, m, d), dtype), jnp.zeros((batch, m, 3 * d), dtype)
+        return Memory(z, injection, valid=jnp.zeros((batch, m), bool))
 
     def _attention(self, z, context):
         """softmax((q + b_c)ᵀk + (q + b_p)ᵀr) v, with r the key of the distance."""
