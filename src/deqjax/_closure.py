@@ -1,4 +1,4 @@
-"""Turn f(z, *args), with whatever it closes over, into a function of arrays alone.
+"""Turn f(z), with whatever it closes over, into a function of arrays alone.
 
 f is traced once into a jaxpr. What it closes over (parameters, keys, tracers of an outer `grad`,
 `vmap` or `jit`) comes out as constants of that jaxpr and becomes arguments, so gradients reach it.
@@ -9,7 +9,7 @@ an index may be a tracer too.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,25 +19,36 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 PyTree = Any
 
 
-def hoist(f: Callable, z: PyTree, args: tuple) -> tuple[Callable, list, PyTree]:
-    """Trace f at (z, *args).
+class Hoisted(NamedTuple):
+    """A function f(z) made pure.
 
-    Returns:
-        pure: pure(z, inputs) -> f's output, for the flat list `inputs`.
-        inputs: closed-over values and the leaves of args, in that order.
+    Attributes:
+        pure: pure(z, inputs) -> f(z).
+        inputs: what f closed over.
         out: f's output as a pytree of abstract values (shape, dtype, varying mesh axes).
+        collectives: the named axes over which f communicates (`psum` and its like).
     """
-    closed, shapes = jax.make_jaxpr(f, return_shape=True)(z, *args)
-    leaves = jax.tree.leaves(args)
-    inputs = [*closed.consts, *leaves]
-    split = len(closed.consts)
+
+    pure: Callable[[PyTree, list], PyTree]
+    inputs: list
+    out: PyTree
+    collectives: tuple
+
+
+def hoist(f: Callable[[PyTree], PyTree], z: PyTree) -> Hoisted:
+    """Trace f at z."""
+    closed, shapes = jax.make_jaxpr(f, return_shape=True)(z)
     treedef = jax.tree.structure(shapes)
 
     def pure(z, inputs):
-        run = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, list(inputs[:split])))
-        return jax.tree.unflatten(treedef, run(*jax.tree.leaves(z), *inputs[split:]))
+        run = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, list(inputs)))
+        return jax.tree.unflatten(treedef, run(*jax.tree.leaves(z)))
 
-    return pure, inputs, jax.tree.unflatten(treedef, closed.out_avals)
+    # A collective leaves an effect that names its axis; the class is not public, its name is.
+    named = [e for e in closed.effects if type(e).__name__ == "NamedAxisEffect"]
+    collectives = tuple(sorted({e.name for e in named}, key=str))  # type: ignore[attr-defined]
+    out = jax.tree.unflatten(treedef, closed.out_avals)
+    return Hoisted(pure, list(closed.consts), out, collectives)
 
 
 def is_differentiable(x) -> bool:
@@ -57,6 +68,14 @@ def vary_like(z: PyTree, target: PyTree) -> PyTree:
     return jax.tree.map(leaf, z, target)
 
 
+def varies_less(z: PyTree, target: PyTree) -> bool:
+    """Whether `vary_like(z, target)` would change anything."""
+    return any(
+        _varying(t) - _varying(x)
+        for x, t in zip(jax.tree.leaves(z), jax.tree.leaves(target), strict=True)
+    )
+
+
 def _varying(x) -> frozenset:
     aval = x if isinstance(x, ShapedArray) else jax.typeof(x)
-    return frozenset(getattr(aval, "vma", None) or ())
+    return frozenset(aval.manual_axis_type.varying)

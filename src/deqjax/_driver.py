@@ -66,6 +66,7 @@ def run(
     trace: bool = False,
     resume: Resume | None = None,
     loop: Callable | None = None,
+    collectives: tuple = (),
 ) -> Result:
     """Solve z = f(z) from z0.
 
@@ -77,16 +78,22 @@ def run(
         trace: record the residual of every step.
         resume: the `state` of an earlier result on like states: keep its history.
         loop: `Adjoint.loop` of an adjoint that differentiates the loop; None is a while loop.
+        collectives: named axes over which f communicates. All devices along them must then take
+            the same number of steps, or they would wait for each other for ever: they go on until
+            the last one is done, and those that are done stay frozen.
     """
     tol = solver.tolerances(z0)
     carry = _start(f, z0, solver, tol, trace, resume)
     age = jnp.zeros((), jnp.int32) if resume is None else resume.age
 
     def body(c: _Carry) -> _Carry:
-        return _advance(f, c, solver, tol, age, freeze=batched)
+        return _advance(f, c, solver, tol, age, freeze=batched or bool(collectives))
 
     def running(c: _Carry):
-        return (c.k < tol.max_steps) & jnp.any(c.status == Status.RUNNING)
+        unfinished = jnp.any(c.status == Status.RUNNING)
+        if collectives:
+            unfinished = lax.pmax(unfinished.astype(jnp.int32), collectives) > 0
+        return (c.k < tol.max_steps) & unfinished
 
     if tol.max_steps > 0:
         carry = vary_like(carry, jax.eval_shape(body, carry))
@@ -110,10 +117,28 @@ def _start(f, z0, solver, tol, trace, resume) -> _Carry:
     status = jnp.where(
         finite, jnp.where(done, Status.CONVERGED, Status.RUNNING), Status.NONFINITE
     ).astype(jnp.int32)
-    state = solver.init(point, tol.max_steps) if resume is None else resume.solver_state
+    if resume is None:
+        state = solver.init(point, tol.max_steps)
+    else:
+        mine = jax.eval_shape(lambda: solver.init(point, tol.max_steps))
+        state = _like_mine(resume.solver_state, mine)
     zero = jnp.zeros_like(status)
     best = _Best(z0, residual, f_norm)
     return _Carry(jnp.zeros((), jnp.int32), point, state, best, status, zero, zero + 1, history)
+
+
+def _like_mine(given: PyTree, mine: PyTree) -> PyTree:
+    """The state to resume from, if it is one that this solver could have made itself."""
+
+    def form(state):
+        return jax.tree.structure(state), [(x.shape, x.dtype) for x in jax.tree.leaves(state)]
+
+    if form(given) != form(mine):
+        raise ValueError(
+            "resume= holds the state of a solve unlike this one: it must come from the same solver "
+            "with the same memory and max_steps, and from a z0 of the same shapes and batch_axis"
+        )
+    return given
 
 
 def _advance(f, c: _Carry, solver: Solver, tol, age, freeze: bool) -> _Carry:

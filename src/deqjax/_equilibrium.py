@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._closure import hoist, is_differentiable, vary_like
+from ._closure import hoist, is_differentiable, varies_less, vary_like
 from ._driver import Result, Resume, run
 from ._solution import Stats
 from .adjoints.base import Adjoint
@@ -37,21 +37,16 @@ def equilibrium(
     if not adjoint.differentiates_loop:
         # Before the cast below, whose transpose would be a sum over devices of zeros.
         z0 = lax.stop_gradient(z0)
-    pure, inputs, out = hoist(f, z0, ())
-    varying = vary_like(z0, out)
-    if varying is not z0:
-        z0 = varying
-        pure, inputs, out = hoist(f, z0, ())
+    pure, inputs, out, collectives = hoist(f, z0)
+    if varies_less(z0, out):
+        z0 = vary_like(z0, out)
+        pure, inputs, out, collectives = hoist(f, z0)
+    options: dict[str, Any] = dict(
+        batched=batched, trace=trace, resume=resume, collectives=collectives
+    )
 
     if adjoint.differentiates_loop:
-
-        def f_of(z):
-            return pure(z, inputs)
-
-        result = run(
-            f_of, z0, solver, batched=batched, trace=trace, resume=resume, loop=adjoint.loop
-        )
-        return _detach(result)
+        return _detach(run(lambda z: pure(z, inputs), z0, solver, loop=adjoint.loop, **options))
 
     theta = [x for x in inputs if is_differentiable(x)]
     other = [x for x in inputs if not is_differentiable(x)]
@@ -64,9 +59,7 @@ def equilibrium(
     @jax.custom_vjp
     def solve(theta, other, z0, resume, probe):
         del probe
-        return run(
-            lambda z: cell(z, theta, other), z0, solver, batched=batched, trace=trace, resume=resume
-        )
+        return run(lambda z: cell(z, theta, other), z0, solver, **(options | {"resume": resume}))
 
     def forward(*args):
         # `solve` and not `run`: a second derivative differentiates this line.

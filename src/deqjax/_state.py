@@ -29,6 +29,13 @@ def scalar_dtype(z: PyTree) -> jnp.dtype:
     return jnp.finfo(dtype).dtype
 
 
+def zero_scalars(z: PyTree, *shape: int) -> jax.Array:
+    """Zeros (batch, *shape), laid out over devices like the batch axis of z."""
+    x = jax.tree.leaves(z)[0]
+    zero = jnp.zeros_like(x, dtype=scalar_dtype(z)).sum(axis=tuple(range(1, x.ndim)))
+    return jnp.broadcast_to(zero.reshape(x.shape[0], *(1,) * len(shape)), (x.shape[0], *shape))
+
+
 def per_sample(c: jax.Array, x: jax.Array) -> jax.Array:
     """Reshape c, (batch,), so that it multiplies the leaf x, (batch, ...)."""
     return c.reshape(c.shape + (1,) * (x.ndim - c.ndim))
@@ -126,6 +133,11 @@ class History:
         """m zero vectors, laid out (and sharded) like z."""
 
         def leaf(x):
+            if dtype is not None and jnp.iscomplexobj(x) and not jnp.issubdtype(dtype, complex):
+                raise ValueError(
+                    f"history_dtype={jnp.dtype(dtype)} would drop the imaginary part of a "
+                    f"{x.dtype} state: use a complex dtype or None"
+                )
             zero = jnp.zeros_like(x, dtype=dtype)[:, None]
             return jnp.broadcast_to(zero, (x.shape[0], memory, *x.shape[1:]))
 

@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
+from .._closure import vary_like
 from .base import Adjoint
 
 _MODES = ("none", "all", "sqrt")
@@ -18,7 +20,9 @@ class Unrolled(Adjoint):
     """Exact for the iterate that was computed, not for z*: back-propagates through every step.
 
     Memory grows with `max_steps` (always all of them: a loop of unknown length has no reverse
-    mode), and so does time. Use it for short budgets, for checks, and to compare.
+    mode), and so does time. Use it for short budgets, for checks, and to compare. Inside
+    `shard_map` the gradient of a replicated parameter is summed over the devices in every step,
+    not once: cast it with `jax.lax.pcast(..., to="varying")` outside of f to have one sum.
 
     Attributes:
         checkpoint: "none" keeps every step's intermediates; "all" recomputes each step's; "sqrt"
@@ -38,8 +42,13 @@ class Unrolled(Adjoint):
 
     def loop(self, running, body, carry, max_steps):
         def step(c, _):
-            # Past the budget (the last block of "sqrt" may be longer) nothing happens.
-            return lax.cond(running(c), body, lambda c: c, c), None
+            # Once done, or past the budget (the last block of "sqrt" may be longer), nothing moves.
+            # No `cond`: its gradient may hold a collective (the sum over devices of a replicated
+            # parameter's), which all devices must reach, whether their own solve is done or not.
+            go = running(c)
+            return jax.tree.map(lambda new, old: jnp.where(go, new, old), body(c), c), None
+
+        carry = vary_like(carry, jax.eval_shape(lambda c: step(c, None)[0], carry))
 
         def scan(step, carry, length):
             return lax.scan(step, carry, length=length)[0]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from .._errors import check_dtype, check_integer, check_tolerance
 from .._small import solve_small
-from .._state import History, cast_like, scalar_dtype, subtract, wide
+from .._state import History, cast_like, subtract, wide, zero_scalars
 from .base import Point, Solver, Step, eps
 
 
@@ -60,11 +60,10 @@ class Anderson(Solver):
 
     def init(self, point, max_steps):
         m = min(self.memory, max_steps)
-        batch = jax.tree.leaves(point.z)[0].shape[0]
         return AndersonState(
             d_r=History.zeros(point.z, m, self.history_dtype),
             d_y=History.zeros(point.z, m, self.history_dtype),
-            gram=jnp.zeros((batch, m, m), scalar_dtype(point.z)),
+            gram=zero_scalars(point.z, m, m),
         )
 
     def step(self, f, point, state, k, active):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from .._errors import check_dtype, check_integer
 from .._small import solve_small
-from .._state import History, cast_like, dot, scalar_dtype, subtract
+from .._state import History, cast_like, dot, subtract, zero_scalars
 from .base import Point, Solver, Step, eps
 
 
@@ -55,13 +55,11 @@ class Broyden(Solver):
 
     def init(self, point, max_steps):
         m = max(1, min(self.memory, max_steps))
-        batch = jax.tree.leaves(point.z)[0].shape[0]
-        dtype = scalar_dtype(point.z)
         return BroydenState(
             d_z=History.zeros(point.z, m, self.history_dtype),
             d_f=History.zeros(point.z, m, self.history_dtype),
-            kernel=jnp.zeros((batch, m, m), dtype),
-            inverse_length=jnp.zeros((batch, m), dtype),
+            kernel=zero_scalars(point.z, m, m),
+            inverse_length=zero_scalars(point.z, m),
         )
 
     def step(self, f, point, state, k, active):
