@@ -48,8 +48,8 @@ class Config:
     """rate of variational dropout"""
     eval_rows: int = 8
     """rows that held-out text is scored in, side by side; fewer rows, more context"""
-    solver: SolverOptions = field(default_factory=SolverOptions)
-    train: TrainOptions = field(default_factory=TrainOptions)
+    solver: SolverOptions = field(default_factory=lambda: SolverOptions(rtol=5e-3))
+    train: TrainOptions = field(default_factory=lambda: TrainOptions(stack_steps=250))
 
 
 def prepare(config: Config) -> tuple[Corpus, LanguageModelling]:

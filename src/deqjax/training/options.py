@@ -47,9 +47,9 @@ class SolverOptions:
 class TrainOptions:
     """How long and how to train, and what a run leaves behind."""
 
-    steps: int = 600
+    steps: int = 1000
     """training steps"""
-    batch_size: int = 16
+    batch_size: int = 8
     """sequences in a step"""
     learning_rate: float = 3e-3
     """peak learning rate of AdamW"""
@@ -75,9 +75,9 @@ class TrainOptions:
     """start afresh where a run of this name exists, deleting it"""
     log_every: int = 5
     """steps between two lines of metrics.jsonl"""
-    eval_every: int = 150
+    eval_every: int = 250
     """steps between two evaluations on held-out data"""
-    checkpoint_every: int = 50
+    checkpoint_every: int = 100
     """steps between two checkpoints"""
     tensorboard: bool = False
     """write TensorBoard events too (needs tensorboardX)"""
