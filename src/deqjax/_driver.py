@@ -146,12 +146,14 @@ def _advance(f, c: _Carry, solver: Solver, tol, age, freeze: bool) -> _Carry:
     step = solver.step(f, c.point, c.solver_state, age + c.k, active if freeze else None)
     residual, f_norm = step.point.norms()
 
-    better = active & (residual < c.best.residual)
+    better = active & (residual <= c.best.residual)
     best = select(better, _Best(step.point.z, residual, f_norm), c.best)
     finite = jnp.isfinite(residual)
     # The first best f_norm is the scale of the problem; later ones are of the same size.
     diverged = residual > DIVERGENCE * (c.best.residual + c.best.f_norm)
-    done = solver.done(residual, f_norm, tol)
+    # Only the best iterate may end the solve, so that what is returned is what met the test: where
+    # ‖f(z)‖ has grown, a worse one could meet it first.
+    done = better & solver.done(residual, f_norm, tol)
     ended = jnp.where(done, Status.CONVERGED, jnp.where(diverged, Status.DIVERGED, Status.RUNNING))
     ended = jnp.where(finite, ended, Status.NONFINITE).astype(jnp.int32)
 
