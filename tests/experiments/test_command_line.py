@@ -1,12 +1,13 @@
 """The experiments from the outside: flags, refusals, and a tiny run of each."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deqjax.training import command_line
-from experiments import copy_memory, language_model
+from experiments import convergence, copy_memory, language_model
 
 SMALL = ["--steps", "3", "--batch-size", "4", "--eval-every", "3", "--log-every", "1"]
 
@@ -83,6 +84,30 @@ def test_language_model_end_to_end(text, tmp_path, capsys):
     assert "bigram" in said and "a sample:" in said and str(folder) in said
     assert {"curves.png", "sample.txt", "config.json"} <= {path.name for path in folder.iterdir()}
     assert json.loads((folder / "config.json").read_text())["solver"] == "broyden"
+
+    run(convergence, "--run", folder, "--max-steps", "6")
+    said = capsys.readouterr().out
+    assert all(solver in said for solver in convergence.SOLVERS)
+    assert (folder / "convergence.png").stat().st_size > 10_000
+
+
+def test_convergence_needs_a_run(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(convergence, "--run", tmp_path)
+    assert "holds no run" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["ptb", "wikitext-2"])
+def test_real_corpora(dataset, tmp_path, capsys):
+    folder = Path(__file__).parents[3] / "shared" / "data" / dataset
+    if not folder.exists():
+        pytest.skip(f"needs the {dataset} files in ../shared/data")
+    flags = ["--dataset", dataset, "--data-dir", folder, "--runs", tmp_path, "--width", "16"]
+    run(language_model, *SMALL, *flags, "--segment", "32", "--inner", "16", "--eval-rows", "64")
+    result = json.loads((tmp_path / dataset / "result.json").read_text())
+    assert result["baselines"]["bigram"] < result["baselines"]["unigram"] < 1000
+    assert np.isfinite(result["valid_perplexity"])
 
 
 def test_copy_memory_end_to_end(tmp_path, capsys):
