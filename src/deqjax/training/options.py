@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from .._errors import check_integer, check_tolerance
 from .._options import choose
+from .checkpoints import CheckpointError
 
 Config = TypeVar("Config")
 
@@ -109,7 +110,7 @@ def command_line(
     options = tyro.cli(tyro.conf.OmitArgPrefixes[config], args=args)  # type: ignore[type-abstract]
     try:
         main(options)
-    except (OptionError, FileNotFoundError) as wrong:
+    except (OptionError, FileNotFoundError, CheckpointError) as wrong:
         print(f"error: {wrong}", file=sys.stderr)
         sys.exit(2)
 
