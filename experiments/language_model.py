@@ -46,6 +46,8 @@ class Config:
     """width of the feed-forward"""
     dropout: float = 0.0
     """rate of variational dropout"""
+    warm_start: bool = False
+    """start each training solve at the equilibrium of the segment before it, not at zero"""
     eval_rows: int = 8
     """rows that held-out text is scored in, side by side; fewer rows, more context"""
     solver: SolverOptions = field(default_factory=lambda: SolverOptions(rtol=5e-3))
@@ -64,6 +66,7 @@ def prepare(config: Config) -> tuple[Corpus, LanguageModelling]:
             train=Stream(corpus.train, batch, segment, start),
             valid=Stream(corpus.valid, config.eval_rows, segment, start),
             adjoint=config.solver.adjoint,
+            warm_start=config.warm_start,
         )
         task.carry()  # builds the model's shapes: a width that heads do not divide is found here
     except (ValueError, TypeError, ImportError) as wrong:

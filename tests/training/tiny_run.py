@@ -1,5 +1,6 @@
 """A language model small enough to train in a test, with everything a restart must bring back:
-optimiser moments, dropout keys, memory over segments, the position in the data.
+optimiser moments, dropout keys, memory over segments, the solver's warm start, the position in the
+data.
 
 Run as a program it trains in the folder given, slowly enough to be killed on the way.
 """
@@ -26,7 +27,7 @@ def task(batch=None):
     ids = np.random.default_rng(0).integers(0, VOCABULARY, 400).astype(np.int32)
     train = Stream(ids, batch_size=2, segment=6, start_id=0)
     valid = Stream(ids[:40], batch_size=1, segment=6, start_id=0)
-    return LanguageModelling(new_model, train, valid)
+    return LanguageModelling(new_model, train, valid, warm_start=True)
 
 
 def options(folder: Path, **changes) -> TrainOptions:
@@ -55,7 +56,7 @@ class Slow(LanguageModelling):
 def train(folder: Path, kind=LanguageModelling, **changes):
     base = task()
     given = options(folder, **changes)
-    return fit(kind(base.new_model, base.train, base.valid), given, given, name="run")
+    return fit(kind(**vars(base)), given, given, name="run")
 
 
 if __name__ == "__main__":

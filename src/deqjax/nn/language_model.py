@@ -66,15 +66,16 @@ class LanguageModel(nnx.Module):
         tokens: jax.Array,
         memory: Memory | None = None,
         *,
+        z0: jax.Array | None = None,
         depth: int | None = None,
         adjoint_probe: Stats | None = None,
     ) -> LanguageModelOutput:
         """Next-token logits of `tokens`, int (batch, time), after `memory`.
 
-        `depth` and `adjoint_probe` are those of `DEQ.__call__`.
+        `z0`, `depth` and `adjoint_probe` are those of `DEQ.__call__`.
         """
         given = TransformerInput(self.embed(tokens), memory)
-        solution = self.deq(given, depth=depth, adjoint_probe=adjoint_probe)
+        solution = self.deq(given, z0=z0, depth=depth, adjoint_probe=adjoint_probe)
         z = self.drop_out(solution.z)
         logits = (z @ self.embedding[...].T).astype(jnp.float32) + self.bias[...]
         if self.cell.memory_length:

@@ -22,6 +22,13 @@ from ..nn import LanguageModel, Memory
 PyTree = Any
 
 
+class Carry(NamedTuple):
+    """What one segment hands to the next: its memory, and its z* to start from (or None)."""
+
+    memory: Memory
+    z: jax.Array | None
+
+
 class Score(NamedTuple):
     """Sums over a stream: nats, tokens, solver steps, solves, solves that converged."""
 
@@ -45,19 +52,23 @@ class LanguageModelling:
         train: the training stream.
         valid: the held-out stream; every one of its tokens is scored.
         adjoint: the name of the adjoint, which decides whether there are statistics to probe.
+        warm_start: start each training solve at the z* of the segment before it, and not at zero.
     """
 
     new_model: Callable[[nnx.Rngs], LanguageModel]
     train: Stream
     valid: Stream
     adjoint: str = "implicit"
+    warm_start: bool = False
 
     def build(self, rngs: nnx.Rngs) -> LanguageModel:
         return self.new_model(rngs)
 
-    def carry(self) -> Memory:
+    def carry(self) -> Carry:
         cell = nnx.eval_shape(lambda: self.new_model(nnx.Rngs(0))).cell
-        return cell.empty_memory(self.train.batch_size)
+        rows = self.train.batch_size
+        z = jnp.zeros((rows, self.train.segment, cell.d)) if self.warm_start else None
+        return Carry(cell.empty_memory(rows), z)
 
     def batch(self, index: int) -> Batch:
         batch = self.train[index]
@@ -69,12 +80,13 @@ class LanguageModelling:
         return adjoint_probe(self.train.batch_size)
 
     def loss(self, model, carry, batch, *, depth, probe):
-        memory = carry._replace(valid=carry.valid & ~batch.fresh)
-        out = model(batch.inputs, memory, depth=depth, adjoint_probe=probe)
+        memory = carry.memory._replace(valid=carry.memory.valid & ~batch.fresh)
+        out = model(batch.inputs, memory, z0=carry.z, depth=depth, adjoint_probe=probe)
         nats = optax.softmax_cross_entropy_with_integer_labels(out.logits, batch.targets)
         tokens = jnp.maximum(batch.weights.sum(), 1)
         loss = jnp.sum(nats * batch.weights) / tokens
-        return loss, (out.memory, {"solve": out.solution.stats})
+        z = jax.lax.stop_gradient(out.solution.z) if self.warm_start else None
+        return loss, (Carry(out.memory, z), {"solve": out.solution.stats})
 
     def evaluate(self, model: LanguageModel) -> dict[str, float]:
         score = perplexity(model, self.valid)
