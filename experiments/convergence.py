@@ -80,7 +80,7 @@ def plot(traced: dict[str, np.ndarray], rtol: float, path: Path, title: str) -> 
     for solver, trace in traced.items():
         # A sample that has stopped keeps its last residual, so that the median stays one of all.
         filled = np.fmin.accumulate(trace, axis=0)
-        last = int(np.isfinite(trace).any(axis=1).nonzero()[0].max())
+        last = int(np.flatnonzero(np.isfinite(trace).any(axis=1)).max())
         evaluations = np.arange(1, last + 2)
         low, middle, high = (np.quantile(filled[: last + 1], q, axis=1) for q in (0, 0.5, 1))
         axes.fill_between(evaluations, low, high, color=COLOURS[solver], alpha=0.15, lw=0)
