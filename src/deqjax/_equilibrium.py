@@ -67,11 +67,15 @@ def equilibrium(
         theta, other, *_, probe = args
         return result, (result.z, theta, other, probe)
 
+    def solve_adjoint(f, u0, solver):
+        result = equilibrium(f, u0, solver, adjoint, batched=batched)
+        return result.z, result.stats
+
     def backward(saved, cotangents):
         z, theta, other, probe = saved
         v = cotangents.z
         _, pull = jax.vjp(lambda z: cell(z, theta, other), z)
-        u, stats = adjoint.cotangent(lambda u: pull(u)[0], v, batched=batched)
+        u, stats = adjoint.cotangent(lambda u: pull(u)[0], v, solve_adjoint)
         _, pull_theta = jax.vjp(lambda theta: cell(z, theta, other), theta)
         return *pull_theta(u), None, None, None, _report(stats, probe)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,6 +20,23 @@ def suggest(word: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}? Known: {', '.join(known)}"
     return f"; choose from {', '.join(known)}"
+
+
+def by_name(given: Any, kind: type, known: Mapping[str, type], keyword: str, example: str) -> Any:
+    """The option that `given` stands for: an object of `kind`, or the name of one in `known`."""
+    if isinstance(given, kind):
+        return given
+    if isinstance(given, str):
+        if given not in known:
+            what = kind.__name__.lower()
+            raise ValueError(f"{keyword}={given!r} is not a known {what}{suggest(given, known)}")
+        return known[given]()
+    if isinstance(given, type) and issubclass(given, kind):
+        raise TypeError(f"{keyword}= needs an object: write {given.__name__}()")
+    raise TypeError(
+        f"{keyword}= takes a name ({', '.join(sorted(known))}) or an object such as {example}, "
+        f"not {type(given).__name__}"
+    )
 
 
 def unknown_keyword(function: str, given: str, known: Iterable[str]) -> TypeError:

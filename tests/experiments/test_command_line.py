@@ -28,7 +28,7 @@ def run(module, *flags):
     ("flags", "says"),
     [
         (["--solver", "andersen"], "did you mean 'anderson'"),
-        (["--adjoint", "exact"], "is not an adjoint"),
+        (["--adjoint", "exact"], "is not a known adjoint"),
         (["--adjoint", "jfb", "--adjoint-solver", "picard"], "adjoint_solver= has no effect"),
         (["--rtol", "-1"], "rtol must be a finite number >= 0"),
         (["--max-steps", "-3"], "max_steps must be an integer >= 0"),

@@ -49,13 +49,14 @@ class Adjoint:
             )
         return self
 
-    def cotangent(self, pull: Callable, v: PyTree, *, batched: bool) -> tuple[PyTree, Stats]:
+    def cotangent(self, pull: Callable, v: PyTree, solve: Callable) -> tuple[PyTree, Stats]:
         """u for the upstream cotangent v.
 
         Args:
             pull: u -> Jᵀu, linear, from one linearisation of f at z*.
             v: leaves (batch, ...).
-            batched: as in `deqjax._driver.run`.
+            solve: solve(f, u0, solver) -> (u, stats) for u = f(u), by the library's own driver and
+                differentiable by this same adjoint.
         """
         raise NotImplementedError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import jax
+import jax.numpy as jnp
 
 from ..solvers import Solver, as_solver
 from .base import Adjoint
@@ -47,13 +48,7 @@ class Implicit(Adjoint):
         missing = {k: getattr(forward, k) for k in Solver.options() if getattr(solver, k) is None}
         return replace(self, solver=solver.with_options(**missing))
 
-    def cotangent(self, pull, v, *, batched):
+    def cotangent(self, pull, v, solve):
         """u = Jᵀu + v, started at v."""
-        from .._equilibrium import equilibrium
-
-        def f(u):
-            return jax.tree.map(lambda a, b: a + b, pull(u), v)
-
         assert isinstance(self.solver, Solver), "resolve() has filled it in"
-        result = equilibrium(f, v, self.solver, self, batched=batched)
-        return result.z, result.stats
+        return solve(lambda u: jax.tree.map(jnp.add, pull(u), v), v, self.solver)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._errors import suggest
+from .._errors import by_name
 from .anderson import Anderson
 from .base import Solver
 from .broyden import Broyden
@@ -13,18 +13,7 @@ SOLVERS: dict[str, type[Solver]] = {s.name: s for s in (Picard, Anderson, Broyde
 
 def as_solver(given: str | Solver, keyword: str = "solver") -> Solver:
     """The solver that a name or an object stands for."""
-    if isinstance(given, Solver):
-        return given
-    if isinstance(given, str):
-        if given not in SOLVERS:
-            raise ValueError(f"{keyword}={given!r} is not a solver{suggest(given, SOLVERS)}")
-        return SOLVERS[given]()
-    if isinstance(given, type) and issubclass(given, Solver):
-        raise TypeError(f"{keyword}= needs an object: write {given.__name__}()")
-    raise TypeError(
-        f"{keyword}= takes a name ({', '.join(sorted(SOLVERS))}) or a deqjax solver such as "
-        f"deqjax.Anderson(memory=6), not {type(given).__name__}"
-    )
+    return by_name(given, Solver, SOLVERS, keyword, "deqjax.Anderson(memory=6)")
 
 
 __all__ = ["SOLVERS", "Anderson", "Broyden", "Picard", "Solver", "as_solver"]
