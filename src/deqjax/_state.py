@@ -124,6 +124,10 @@ class History:
 
     A history freezes itself, one slot at a time, in `push`; `select` passes it through, so that
     freezing a sample never copies its history.
+
+    In a step, push last: XLA then writes the slot in place, since everything that reads the old
+    history comes before by dependence. A history that is pushed to and then read in the same step
+    is copied whole, twice (seen on the CPU back end).
     """
 
     values: PyTree
@@ -154,6 +158,12 @@ class History:
             return lax.dynamic_update_slice_in_dim(h, x, slot, axis=1)
 
         return History(jax.tree.map(leaf, self.values, v))
+
+    def at(self, slot: jax.Array) -> PyTree:
+        """The vector in `slot`, leaves (batch, ...)."""
+        return jax.tree.map(
+            lambda h: lax.dynamic_index_in_dim(h, slot, axis=1, keepdims=False), self.values
+        )
 
     def dots(self, v: PyTree) -> jax.Array:
         """Hᵀv per sample, (batch, m)."""

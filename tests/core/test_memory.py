@@ -1,5 +1,7 @@
 """Compiled memory: the implicit gradient holds no step of the loop."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,3 +50,21 @@ def test_unrolling_does_grow_and_checkpoints_grow_less():
         grown[checkpoint] = long - short
     assert grown["none"] > 200 * state
     assert grown["sqrt"] < 0.5 * grown["none"]
+
+
+@pytest.mark.parametrize("solver", [deqjax.Anderson(memory=7), deqjax.Broyden(memory=7)])
+@pytest.mark.parametrize("batch_axis", [None, 0])
+def test_a_step_writes_its_history_in_place(solver, batch_axis):
+    """No copy of a whole history in the compiled loop (`History` says how that is kept)."""
+
+    def solve(w, x):
+        f = lambda z: jnp.tanh(w * jnp.roll(z, 1, axis=-1)) + x
+        return deqjax.fixed_point(f, x, solver=solver, batch_axis=batch_axis).z
+
+    x = jax.ShapeDtypeStruct((8, 16, N), np.float32)
+    hlo = jax.jit(solve).lower(jax.ShapeDtypeStruct((N,), np.float32), x).compile().as_text()
+    assert re.search(rf"f32\[\d+,7(?:,\d+)*,{N}\]", hlo), "the history was not found"
+    # ENTRY comes last and may copy the zeros that both histories start from.
+    loops, _ = hlo.split("\nENTRY ")
+    copies = re.findall(rf"= f32\[\d+,7(?:,\d+)*,{N}\]\S* copy\(", loops)
+    assert " while(" in hlo and not copies, copies

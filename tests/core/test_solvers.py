@@ -306,11 +306,12 @@ def test_broyden_secant_condition_of_the_newest_pair(steps):
         atol=0.0,
         max_steps=steps,
     )
-    state = sol.state.solver_state
+    newest = (steps - 1) % memory
+    # What the next step does first: K gets the row and column of the pair pushed last.
+    state = deqjax.Broyden(memory=memory).learn(sol.state.solver_state, newest)
     d_z, d_f = (np.asarray(h.values)[0].T for h in (state.d_z, state.d_f))
     assert d_z.shape == (n, memory)
     inverse = -np.eye(n) + d_f @ np.linalg.solve(np.asarray(state.kernel)[0], d_z.T)
-    newest = (steps - 1) % memory
     s, y = d_z[:, newest], d_f[:, newest] - d_z[:, newest]
     assert relative(inverse @ y, s) < 1e-9
     np.testing.assert_allclose(state.inverse_length[0], 1 / np.linalg.norm(d_z, axis=0))

@@ -15,7 +15,10 @@ from .base import Point, Solver, Step, eps
 
 
 class AndersonState(NamedTuple):
-    """The last m differences: ΔR of residuals, ΔY = Δz + β Δr of what they suggest, and ΔRᵀΔR."""
+    """The last m differences: ΔR of residuals, ΔY = Δz + β Δr of what they suggest, and ΔRᵀΔR.
+
+    The Gram matrix lags by one pair until `Anderson.learn`.
+    """
 
     d_r: History
     d_y: History
@@ -67,7 +70,7 @@ class Anderson(Solver):
         )
 
     def step(self, f, point, state, k, active):
-        """z⁺ = z + β r − ΔY γ, then one new column for ΔR and ΔY and one new row for the Gram."""
+        """z⁺ = z + β r − ΔY γ, then one new column for ΔR and ΔY."""
         r = point.residual
         suggested = self._suggest(point.z, r)
         memory = state.gram.shape[-1]
@@ -75,17 +78,26 @@ class Anderson(Solver):
             z = cast_like(suggested, point.z) if self.mixing != 1.0 else point.fz
             return Step(Point(z, f(z)), state)
 
-        gamma = self._gamma(state.gram, state.d_r.dots(r), eps(point.z))
+        gram = self.learn(state, (k - 1) % memory).gram
+        gamma = self._gamma(gram, state.d_r.dots(r), eps(point.z))
         z = cast_like(subtract(suggested, state.d_y.combine(gamma)), point.z)
         new = Point(z, f(z))
 
-        slot = k % memory
         d_r = subtract(new.residual, r)
         d_y = subtract(self._suggest(new.z, new.residual), suggested)
-        history_r = state.d_r.push(d_r, slot, active)
-        row = history_r.dots(d_r)
-        gram = state.gram.at[:, slot, :].set(row).at[:, :, slot].set(row)
-        return Step(new, AndersonState(history_r, state.d_y.push(d_y, slot, active), gram))
+        push = (k % memory, active)
+        return Step(
+            new, AndersonState(state.d_r.push(d_r, *push), state.d_y.push(d_y, *push), gram)
+        )
+
+    def learn(self, state, newest):
+        """The state with the row of the pair in slot `newest` in the Gram matrix.
+
+        A step does this first, for the pair that the last one pushed (see `History`).
+        """
+        row = state.d_r.dots(state.d_r.at(newest))
+        gram = state.gram.at[:, newest, :].set(row).at[:, :, newest].set(row)
+        return state._replace(gram=gram)
 
     def _suggest(self, z, r):
         return jax.tree.map(lambda x, dx: x.astype(wide(x.dtype)) + self.mixing * dx, z, r)

@@ -15,7 +15,10 @@ from .base import Point, Solver, Step, eps
 
 
 class BroydenState(NamedTuple):
-    """The last m differences ΔZ of iterates and ΔF of their values, and the small matrix K."""
+    """The last m differences ΔZ of iterates and ΔF of their values, the small matrix K, and 1/‖s‖.
+
+    K and the lengths lag by one pair until `Broyden.learn`.
+    """
 
     d_z: History
     d_f: History
@@ -63,23 +66,30 @@ class Broyden(Solver):
         )
 
     def step(self, f, point, state, k, active):
-        """z⁺ = f(z) − ΔF K⁻¹ ΔZᵀ g, then the pair (s, Δf) and its row and column of K."""
+        """z⁺ = f(z) − ΔF K⁻¹ ΔZᵀ g, then the pair (Δz, Δf)."""
         memory = state.kernel.shape[-1]
         slot = k % memory
+        state = self.learn(state, (k - 1) % memory)
         gamma = self._gamma(state, slot, state.d_z.dots(point.residual), eps(point.z))
         z = cast_like(subtract(point.fz, state.d_f.combine(gamma)), point.z)
         new = Point(z, f(z))
+        d_z = state.d_z.push(subtract(new.z, point.z), slot, active)
+        d_f = state.d_f.push(subtract(new.fz, point.fz), slot, active)
+        return Step(new, state._replace(d_z=d_z, d_f=d_f))
 
-        s, d_f = subtract(new.z, point.z), subtract(new.fz, point.fz)
-        history_z = state.d_z.push(s, slot, active)
-        history_f = state.d_f.push(d_f, slot, active)
-        # Kᵢⱼ = sᵢᵀΔfⱼ − sᵢᵀsⱼ where sᵢ is not newer than sⱼ, and sᵢᵀΔfⱼ where it is.
-        kernel = state.kernel.at[:, slot, :].set(history_f.dots(s))
-        kernel = kernel.at[:, :, slot].set(history_z.dots(subtract(d_f, s)))
+    def learn(self, state, newest):
+        """The state with the row and column of the pair in slot `newest` in K.
+
+        Kᵢⱼ = sᵢᵀΔfⱼ − sᵢᵀsⱼ = sᵢᵀyⱼ where sᵢ is not newer than sⱼ, and sᵢᵀΔfⱼ where it is. A step
+        does this first, for the pair that the last one pushed (see `History`).
+        """
+        s, d_f = state.d_z.at(newest), state.d_f.at(newest)
+        kernel = state.kernel.at[:, newest, :].set(state.d_f.dots(s))
+        kernel = kernel.at[:, :, newest].set(state.d_z.dots(subtract(d_f, s)))
         square = dot(s, s)
-        inverse_length = jnp.where(square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
-        inverse_length = state.inverse_length.at[:, slot].set(inverse_length)
-        return Step(new, BroydenState(history_z, history_f, kernel, inverse_length))
+        inverse = jnp.where(square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
+        inverse_length = state.inverse_length.at[:, newest].set(inverse)
+        return state._replace(kernel=kernel, inverse_length=inverse_length)
 
     def _gamma(self, state, oldest, b, round_off):
         """K⁻¹ b by eliminating the pairs from oldest to newest, each scaled to ‖s‖ = 1."""
