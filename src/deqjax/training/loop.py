@@ -139,7 +139,7 @@ class _Session:
     def train(self, state: TrainState, start: int) -> TrainState:
         options = self.options
         with Progress(options.steps) as progress, _stop_requests() as asked:
-            if start:
+            if 0 < start < options.steps:
                 progress.note(f"continuing at step {start} of {options.steps}")
             began, tokens = time.monotonic(), 0
             for step in range(start, options.steps):
