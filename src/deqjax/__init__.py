@@ -11,9 +11,13 @@ from .adjoints import JFB as JFB
 from .adjoints import Adjoint as Adjoint
 from .adjoints import Implicit as Implicit
 from .adjoints import Phantom as Phantom
+from .adjoints import Reversible as Reversible
+from .adjoints import Shine as Shine
 from .adjoints import Unrolled as Unrolled
+from .solvers import GMRES as GMRES
 from .solvers import Anderson as Anderson
 from .solvers import Broyden as Broyden
+from .solvers import NewtonKrylov as NewtonKrylov
 from .solvers import Picard as Picard
 from .solvers import Solver as Solver
 

@@ -61,11 +61,16 @@ def vary_like(z: PyTree, target: PyTree) -> PyTree:
     A loop's carry must have one type, and f(z, x) varies over the axes of x even where z0 does not.
     """
 
-    def leaf(x, t):
-        missing = tuple(_varying(t) - _varying(x))
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
+    return jax.tree.map(lambda x, t: _cast_varying(x, _varying(t)), z, target)
 
-    return jax.tree.map(leaf, z, target)
+
+def vary_with(theta: PyTree, z: PyTree) -> PyTree:
+    """Inside `shard_map`: type all of theta as varying over every mesh axis that z varies over.
+
+    A VJP of f inside a loop then sums nothing over devices; the transpose of this cast does, once.
+    """
+    axes = frozenset().union(*(_varying(x) for x in jax.tree.leaves(z)))
+    return jax.tree.map(lambda x: _cast_varying(x, axes), theta)
 
 
 def varies_less(z: PyTree, target: PyTree) -> bool:
@@ -74,6 +79,11 @@ def varies_less(z: PyTree, target: PyTree) -> bool:
         _varying(t) - _varying(x)
         for x, t in zip(jax.tree.leaves(z), jax.tree.leaves(target), strict=True)
     )
+
+
+def _cast_varying(x, axes: frozenset):
+    missing = tuple(axes - _varying(x))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
 def _varying(x) -> frozenset:

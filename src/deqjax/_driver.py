@@ -17,7 +17,7 @@ from jax import lax
 from ._closure import vary_like
 from ._solution import Stats, Status
 from ._state import select
-from .solvers.base import Point, Solver
+from .solvers.base import Cell, Point, Solver
 
 PyTree = Any
 
@@ -82,6 +82,7 @@ def run(
             the same number of steps, or they would wait for each other for ever: they go on until
             the last one is done, and those that are done stay frozen.
     """
+    f = Cell(f, collectives)
     tol = solver.tolerances(z0)
     carry = _start(f, z0, solver, tol, trace, resume)
     age = jnp.zeros((), jnp.int32) if resume is None else resume.age
@@ -90,10 +91,7 @@ def run(
         return _advance(f, c, solver, tol, age, freeze=batched or bool(collectives))
 
     def running(c: _Carry):
-        unfinished = jnp.any(c.status == Status.RUNNING)
-        if collectives:
-            unfinished = lax.pmax(unfinished.astype(jnp.int32), collectives) > 0
-        return (c.k < tol.max_steps) & unfinished
+        return (c.k < tol.max_steps) & f.anywhere(c.status == Status.RUNNING)
 
     if tol.max_steps > 0:
         carry = vary_like(carry, jax.eval_shape(body, carry))
@@ -121,7 +119,7 @@ def _start(f, z0, solver, tol, trace, resume) -> _Carry:
         state = solver.init(point, tol.max_steps)
     else:
         mine = jax.eval_shape(lambda: solver.init(point, tol.max_steps))
-        state = _like_mine(resume.solver_state, mine)
+        state = solver.resume(_like_mine(resume.solver_state, mine), point)
     zero = jnp.zeros_like(status)
     best = _Best(z0, residual, f_norm)
     return _Carry(jnp.zeros((), jnp.int32), point, state, best, status, zero, zero + 1, history)

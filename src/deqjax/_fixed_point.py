@@ -14,14 +14,14 @@ from ._errors import unknown_keyword
 from ._options import choose
 from ._solution import Solution, Stats
 from ._state import from_front, to_front
-from .adjoints import Adjoint
+from .adjoints import Adjoint, Implicit, Unrolled
 from .solvers import Solver
 
 PyTree = Any
 
 _KEYWORDS = (
     *("solver", "adjoint", "adjoint_solver", "rtol", "atol", "max_steps"),
-    *("batch_axis", "trace", "resume", "adjoint_probe"),
+    *("batch_axis", "forward_mode", "trace", "resume", "adjoint_probe"),
 )
 
 
@@ -36,6 +36,7 @@ def fixed_point(
     atol: float | None = None,
     max_steps: int | None = None,
     batch_axis: int | None = None,
+    forward_mode: bool = False,
     trace: bool = False,
     resume: Any = None,
     adjoint_probe: Stats | None = None,
@@ -50,15 +51,17 @@ def fixed_point(
 
     Gradients reach `args` and everything f closes over; none reaches `z0`, on which z* does not
     depend (`adjoint="unrolled"` excepted). Integer and PRNG-key inputs pass through. Reverse mode
-    is right to any order.
+    is right to any order; `jvp`, `jacfwd` and `hessian` need `forward_mode=True`.
 
     Args:
         f: f(z, *args) -> z', the same pytree, shapes and dtypes as z0. Pure.
         z0: pytree of floating-point arrays.
         *args: pytrees of arrays.
-        solver: "picard", "anderson", "broyden", or an object such as `Anderson(memory=6)`.
-        adjoint: "implicit" (exact), "phantom", "jfb" (approximate), "unrolled" (through the steps),
-            or an object such as `Phantom(steps=3)`.
+        solver: "picard", "anderson", "broyden", "newton_krylov", an object such as
+            `Anderson(memory=6)`, or a solver object of jaxopt or optimistix.
+        adjoint: "implicit" (exact), "phantom", "jfb", "shine" (approximate), "unrolled" (through
+            the steps), "reversible" (the same in constant memory), or an object such as
+            `Phantom(steps=3)`.
         adjoint_solver: solver of the implicit adjoint; None means the forward one.
         rtol: relative tolerance, overrides the solver's (default 1e-5 in float32, 1e-8 in float64).
         atol: absolute tolerance, overrides the solver's (default 1e-5 * rtol).
@@ -66,6 +69,9 @@ def fixed_point(
         batch_axis: None, one equation over the whole pytree; an int, independent equations along
             that axis of every leaf. Each sample then stops on its own test and is frozen: its
             answer does not depend on the others.
+        forward_mode: True makes forward-mode derivatives work too, and every mix of the two, by
+            exact linear solves with the adjoint's solver. They have no report: a tangent whose own
+            solve fell short looks like any other, so leave it off where reverse mode will do.
         trace: `stats.trace` holds the residual before the first and after every step.
         resume: `sol.state` of an earlier solve of a similar equation: its history is used again.
             Pass `z0=sol.z` with it.
@@ -107,6 +113,8 @@ def fixed_point(
         max_steps=max_steps,
     )
     _check_probe(adjoint_probe, batch, gradient)
+    if forward_mode:
+        _check_forward_mode(gradient, adjoint_probe)
     if resume is not None:
         resume = _checked_resume(resume)
 
@@ -119,6 +127,7 @@ def fixed_point(
         forward,
         gradient,
         batched=batch_axis is not None,
+        forward_mode=bool(forward_mode),
         trace=bool(trace),
         resume=resume,
         probe=adjoint_probe,
@@ -264,6 +273,19 @@ def _check_probe(probe: Stats | None, batch: int | None, adjoint: Adjoint) -> No
     if not isinstance(probe, Stats) or jnp.shape(probe.steps) != shape:
         raise ValueError(
             f"adjoint_probe must come from deqjax.adjoint_probe(batch={batch}) for this call"
+        )
+
+
+def _check_forward_mode(adjoint: Adjoint, probe: Stats | None) -> None:
+    if not isinstance(adjoint, Implicit | Unrolled):
+        raise ValueError(
+            f"forward_mode=True gives exact derivatives, adjoint={adjoint.name!r} a reverse-mode "
+            "approximation: use adjoint='implicit' or leave forward_mode out"
+        )
+    if probe is not None:
+        raise ValueError(
+            "adjoint_probe reports on reverse mode's own adjoint solve: with forward_mode=True "
+            "there is none, leave one of them out"
         )
 
 

@@ -21,4 +21,5 @@ def choose(
     """
     forward = as_solver(solver).with_options(rtol=rtol, atol=atol, max_steps=max_steps)
     backward = None if adjoint_solver is None else as_solver(adjoint_solver, "adjoint_solver")
-    return forward, as_adjoint(adjoint).resolve(forward, backward)
+    gradient = as_adjoint(adjoint).resolve(forward, backward)
+    return gradient.forward_solver(forward), gradient

@@ -117,6 +117,13 @@ def _leaf_dot(x, y):
 # ---------------------------------------------------------------------------------- history
 
 
+def finite(active: jax.Array | None, *products: jax.Array) -> jax.Array:
+    """The active samples all of whose inner products, (batch, m), are finite: those to push."""
+    total = functools.reduce(jnp.add, (jnp.sum(p, axis=-1) for p in products))
+    good = jnp.isfinite(total)
+    return good if active is None else good & active
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class History:
@@ -125,9 +132,10 @@ class History:
     A history freezes itself, one slot at a time, in `push`; `select` passes it through, so that
     freezing a sample never copies its history.
 
-    In a step, push last: XLA then writes the slot in place, since everything that reads the old
-    history comes before by dependence. A history that is pushed to and then read in the same step
-    is copied whole, twice (seen on the CPU back end).
+    In a step, read first and push last, and let the push depend on what was read (`finite` is one
+    way): XLA then writes the slot in place. A history that is read after a push in the same step,
+    or in an order that is left open, is copied whole (seen on the CPU back end, which drops
+    optimisation barriers before it decides).
     """
 
     values: PyTree
@@ -159,11 +167,14 @@ class History:
 
         return History(jax.tree.map(leaf, self.values, v))
 
-    def at(self, slot: jax.Array) -> PyTree:
-        """The vector in `slot`, leaves (batch, ...)."""
-        return jax.tree.map(
-            lambda h: lax.dynamic_index_in_dim(h, slot, axis=1, keepdims=False), self.values
-        )
+    def holds(self, v: PyTree) -> bool:
+        """Whether v, in the dtype of arithmetic, is stored without rounding."""
+        pairs = zip(jax.tree.leaves(self.values), jax.tree.leaves(v), strict=True)
+        return all(h.dtype == x.dtype for h, x in pairs)
+
+    def rounded(self, v: PyTree) -> PyTree:
+        """v as it will be stored: what is computed from it then agrees with what is kept."""
+        return jax.tree.map(lambda h, x: x.astype(h.dtype).astype(x.dtype), self.values, v)
 
     def dots(self, v: PyTree) -> jax.Array:
         """Hᵀv per sample, (batch, m)."""

@@ -195,6 +195,7 @@ def anderson_gamma(d_r, r):
         d_y=type(state.d_y)(jnp.eye(m, n)[None]),
         gram=jnp.asarray(d_r.T @ d_r)[None],
     )
+    state = solver.resume(state, point)
     new = solver.step(lambda z: z, point, state, jnp.int32(m), None).point.z[0]
     return np.asarray(r - new)[:m]
 
@@ -307,8 +308,7 @@ def test_broyden_secant_condition_of_the_newest_pair(steps):
         max_steps=steps,
     )
     newest = (steps - 1) % memory
-    # What the next step does first: K gets the row and column of the pair pushed last.
-    state = deqjax.Broyden(memory=memory).learn(sol.state.solver_state, newest)
+    state = sol.state.solver_state
     d_z, d_f = (np.asarray(h.values)[0].T for h in (state.d_z, state.d_f))
     assert d_z.shape == (n, memory)
     inverse = -np.eye(n) + d_f @ np.linalg.solve(np.asarray(state.kernel)[0], d_z.T)

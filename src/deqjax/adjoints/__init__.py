@@ -6,9 +6,13 @@ from .._errors import by_name
 from .base import Adjoint
 from .implicit import Implicit
 from .phantom import JFB, Phantom
+from .reversible import Reversible
+from .shine import Shine
 from .unrolled import Unrolled
 
-ADJOINTS: dict[str, type[Adjoint]] = {a.name: a for a in (Implicit, Phantom, JFB, Unrolled)}
+ADJOINTS: dict[str, type[Adjoint]] = {
+    a.name: a for a in (Implicit, Phantom, JFB, Shine, Unrolled, Reversible)
+}
 
 
 def as_adjoint(given: str | Adjoint) -> Adjoint:
@@ -16,4 +20,14 @@ def as_adjoint(given: str | Adjoint) -> Adjoint:
     return by_name(given, Adjoint, ADJOINTS, "adjoint", "deqjax.Implicit(solver='broyden')")
 
 
-__all__ = ["ADJOINTS", "JFB", "Adjoint", "Implicit", "Phantom", "Unrolled", "as_adjoint"]
+__all__ = [
+    "ADJOINTS",
+    "JFB",
+    "Adjoint",
+    "Implicit",
+    "Phantom",
+    "Reversible",
+    "Shine",
+    "Unrolled",
+    "as_adjoint",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 from jax import lax
@@ -13,6 +13,20 @@ from .._solution import Stats
 from ..solvers.base import Solver
 
 PyTree = Any
+
+
+class Ending(NamedTuple):
+    """What the backward pass knows of the forward solve.
+
+    Attributes:
+        z: the solution, leaves (batch, ...).
+        state: the solver's own state at the end; None unless the adjoint sets `keeps_state`.
+        steps: how many steps made that state, earlier solves included, (batch,); None like `state`.
+    """
+
+    z: PyTree
+    state: PyTree = None
+    steps: jax.Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,17 +38,19 @@ class Adjoint:
         dℓ/dθ = uᵀ ∂f/∂θ,   u = Jᵀu + v,   J = ∂f/∂z at z*.
 
     An adjoint of this kind implements `cotangent`, an exact or approximate u; the final VJP to θ is
-    shared. An adjoint that differentiates the solver's own steps sets `differentiates_loop` and
-    overrides `loop` instead.
+    shared. One that needs another path to θ overrides `pull_back`. An adjoint that differentiates
+    the solver's own steps sets `differentiates_loop` and overrides `loop` instead.
 
     Attributes:
         exact: True if u solves its equation to the adjoint solver's tolerance.
+        keeps_state: the backward pass needs the solver's state at the end (its history).
+        differentiates_loop: see above.
     """
 
     name: ClassVar[str] = "adjoint"
     exact: ClassVar[bool] = False
+    keeps_state: ClassVar[bool] = False
     differentiates_loop: ClassVar[bool] = False
-    takes_solver: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -49,7 +65,30 @@ class Adjoint:
             )
         return self
 
-    def cotangent(self, pull: Callable, v: PyTree, solve: Callable) -> tuple[PyTree, Stats]:
+    def forward_solver(self, solver: Solver) -> Solver:
+        """The solver of the forward pass, if this adjoint needs a particular one."""
+        return solver
+
+    def pull_back(
+        self, cell: Callable, theta: PyTree, end: Ending, v: PyTree, solve: Callable
+    ) -> tuple[PyTree, Stats]:
+        """The cotangent of θ for the cotangent v of z*: θ̄ = uᵀ ∂f/∂θ.
+
+        Args:
+            cell: cell(z, theta) -> f(z).
+            theta: what f depends on besides z.
+            end: see `Ending`.
+            v: leaves (batch, ...).
+            solve: as in `cotangent`.
+        """
+        _, pull = jax.vjp(lambda z: cell(z, theta), end.z)
+        u, stats = self.cotangent(lambda u: pull(u)[0], v, solve, end)
+        _, pull_theta = jax.vjp(lambda theta: cell(end.z, theta), theta)
+        return pull_theta(u)[0], stats
+
+    def cotangent(
+        self, pull: Callable, v: PyTree, solve: Callable, end: Ending
+    ) -> tuple[PyTree, Stats]:
         """u for the upstream cotangent v.
 
         Args:
@@ -57,6 +96,7 @@ class Adjoint:
             v: leaves (batch, ...).
             solve: solve(f, u0, solver) -> (u, stats) for u = f(u), by the library's own driver and
                 differentiable by this same adjoint.
+            end: see `Ending`.
         """
         raise NotImplementedError
 

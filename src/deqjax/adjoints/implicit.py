@@ -24,15 +24,14 @@ class Implicit(Adjoint):
     If the adjoint solve fails, the best u it saw is used, at worst u = v, which is 'jfb'.
 
     Attributes:
-        solver: a name or a solver; None means the forward solver. Tolerances that it leaves at
-            None are those of the forward solve.
+        solver: a name or a solver ('gmres' among them); None means the forward solver's family.
+            Tolerances that it leaves at None are those of the forward solve.
     """
 
     solver: str | Solver | None = None
 
     name = "implicit"
     exact = True
-    takes_solver = True
 
     def __post_init__(self):
         if self.solver is not None:
@@ -44,11 +43,11 @@ class Implicit(Adjoint):
                 "the adjoint's solver is given twice: by adjoint=Implicit(solver=...) and by "
                 "adjoint_solver=...; keep one"
             )
-        solver = as_solver(adjoint_solver or self.solver or forward)
+        solver = as_solver(adjoint_solver or self.solver or forward.for_adjoint())
         missing = {k: getattr(forward, k) for k in Solver.options() if getattr(solver, k) is None}
         return replace(self, solver=solver.with_options(**missing))
 
-    def cotangent(self, pull, v, solve):
+    def cotangent(self, pull, v, solve, end):
         """u = Jᵀu + v, started at v."""
         assert isinstance(self.solver, Solver), "resolve() has filled it in"
         return solve(lambda u: jax.tree.map(jnp.add, pull(u), v), v, self.solver)

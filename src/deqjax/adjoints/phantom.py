@@ -37,7 +37,7 @@ class Phantom(Adjoint):
         check_integer("steps", self.steps, least=1)
         check_fraction("damping", self.damping)
 
-    def cotangent(self, pull, v, solve):
+    def cotangent(self, pull, v, solve, end):
         """u⁺ = (1 − λ) u + λ (Jᵀu + v), from u = λ v."""
         damping = self.damping
 

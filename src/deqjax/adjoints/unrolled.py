@@ -40,6 +40,14 @@ class Unrolled(Adjoint):
                 f"checkpoint must be one of {', '.join(map(repr, _MODES))}; got {self.checkpoint!r}"
             )
 
+    def forward_solver(self, solver):
+        if solver.has_inner_loops:
+            raise ValueError(
+                f"adjoint='unrolled' cannot differentiate the loops inside a step of "
+                f"{solver.name!r}, whose length is not known: use adjoint='implicit', or 'anderson'"
+            )
+        return solver
+
     def loop(self, running, body, carry, max_steps):
         def step(c, _):
             # Once done, or past the budget (the last block of "sqrt" may be longer), nothing moves.

@@ -6,14 +6,29 @@ from .._errors import by_name
 from .anderson import Anderson
 from .base import Solver
 from .broyden import Broyden
+from .external import as_external
+from .gmres import GMRES
+from .newton_krylov import NewtonKrylov
 from .picard import Picard
 
-SOLVERS: dict[str, type[Solver]] = {s.name: s for s in (Picard, Anderson, Broyden)}
+SOLVERS: dict[str, type[Solver]] = {
+    s.name: s for s in (Picard, Anderson, Broyden, NewtonKrylov, GMRES)
+}
 
 
 def as_solver(given: str | Solver, keyword: str = "solver") -> Solver:
     """The solver that a name or an object stands for."""
-    return by_name(given, Solver, SOLVERS, keyword, "deqjax.Anderson(memory=6)")
+    example = "deqjax.Anderson(memory=6), or a jaxopt or optimistix solver"
+    return by_name(as_external(given, keyword), Solver, SOLVERS, keyword, example)
 
 
-__all__ = ["SOLVERS", "Anderson", "Broyden", "Picard", "Solver", "as_solver"]
+__all__ = [
+    "GMRES",
+    "SOLVERS",
+    "Anderson",
+    "Broyden",
+    "NewtonKrylov",
+    "Picard",
+    "Solver",
+    "as_solver",
+]

@@ -10,19 +10,17 @@ import jax.numpy as jnp
 
 from .._errors import check_dtype, check_integer, check_tolerance
 from .._small import solve_small
-from .._state import History, cast_like, subtract, wide, zero_scalars
+from .._state import History, cast_like, dot, finite, subtract, wide, zero_scalars
 from .base import Point, Solver, Step, eps
 
 
 class AndersonState(NamedTuple):
-    """The last m differences: ΔR of residuals, ΔY = Δz + β Δr of what they suggest, and ΔRᵀΔR.
-
-    The Gram matrix lags by one pair until `Anderson.learn`.
-    """
+    """The last m differences: ΔR of residuals, ΔY = Δz + β Δr of what they suggest; ΔRᵀΔR, ΔRᵀr."""
 
     d_r: History
     d_y: History
     gram: jax.Array
+    d_r_r: jax.Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +33,8 @@ class Anderson(Solver):
     least-squares problem accurate as the residual falls. On a linear f with enough memory it is
     GMRES in disguise.
 
-    The Gram matrix ΔRᵀΔR grows by one row a step. Its columns are scaled to unit length (D holds
+    A step passes over ΔR once and over ΔY once: the new row of the Gram matrix, ΔRᵀΔr, is also what
+    ΔRᵀr changes by. The Gram's columns are scaled to unit length (D holds
     the lengths), so the ridge λ is relative to its trace and nothing depends on the scale of z.
 
     Attributes:
@@ -67,7 +66,11 @@ class Anderson(Solver):
             d_r=History.zeros(point.z, m, self.history_dtype),
             d_y=History.zeros(point.z, m, self.history_dtype),
             gram=zero_scalars(point.z, m, m),
+            d_r_r=zero_scalars(point.z, m),
         )
+
+    def resume(self, state, point):
+        return state._replace(d_r_r=state.d_r.dots(point.residual))
 
     def step(self, f, point, state, k, active):
         """z⁺ = z + β r − ΔY γ, then one new column for ΔR and ΔY."""
@@ -78,26 +81,30 @@ class Anderson(Solver):
             z = cast_like(suggested, point.z) if self.mixing != 1.0 else point.fz
             return Step(Point(z, f(z)), state)
 
-        gram = self.learn(state, (k - 1) % memory).gram
-        gamma = self._gamma(gram, state.d_r.dots(r), eps(point.z))
+        gamma = self._gamma(state.gram, state.d_r_r, eps(point.z))
         z = cast_like(subtract(suggested, state.d_y.combine(gamma)), point.z)
         new = Point(z, f(z))
+        r_new = new.residual
 
-        d_r = subtract(new.residual, r)
-        d_y = subtract(self._suggest(new.z, new.residual), suggested)
-        push = (k % memory, active)
+        slot = k % memory
+        d_r = state.d_r.rounded(subtract(r_new, r))
+        d_y = subtract(self._suggest(new.z, r_new), suggested)
+        row = state.d_r.dots(d_r)
+        # Where storing rounds, ΔRᵀr cannot be carried along: it takes a pass of its own.
+        d_r_r = state.d_r_r + row if state.d_r.holds(r) else state.d_r.dots(r_new)
+        row = row.at[:, slot].set(dot(d_r, d_r))
+        gram = state.gram.at[:, slot, :].set(row).at[:, :, slot].set(row)
+        d_r_r = d_r_r.at[:, slot].set(dot(d_r, r_new))
+        kept = finite(active, row, d_r_r)
         return Step(
-            new, AndersonState(state.d_r.push(d_r, *push), state.d_y.push(d_y, *push), gram)
+            new,
+            AndersonState(
+                d_r=state.d_r.push(d_r, slot, kept),
+                d_y=state.d_y.push(d_y, slot, kept),
+                gram=gram,
+                d_r_r=d_r_r,
+            ),
         )
-
-    def learn(self, state, newest):
-        """The state with the row of the pair in slot `newest` in the Gram matrix.
-
-        A step does this first, for the pair that the last one pushed (see `History`).
-        """
-        row = state.d_r.dots(state.d_r.at(newest))
-        gram = state.gram.at[:, newest, :].set(row).at[:, :, newest].set(row)
-        return state._replace(gram=gram)
 
     def _suggest(self, z, r):
         return jax.tree.map(lambda x, dx: x.astype(wide(x.dtype)) + self.mixing * dx, z, r)

@@ -8,7 +8,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from .._closure import vary_like
 from .._errors import check_integer, check_tolerance
 from .._state import norm, scalar_dtype, subtract
 
@@ -36,6 +38,38 @@ class Step(NamedTuple):
     point: Point
     state: PyTree
     f_evals: jax.Array | int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """f as a solver sees it: callable on states with the batch on axis 0.
+
+    Attributes:
+        call: z -> f(z).
+        collectives: named axes over which f communicates. Devices along them must take the same
+            number of steps in every loop that calls f, or they would wait for each other for ever.
+    """
+
+    call: Callable
+    collectives: tuple = ()
+
+    def __call__(self, z: PyTree) -> PyTree:
+        return self.call(z)
+
+    def anywhere(self, mask: jax.Array) -> jax.Array:
+        """Whether any sample is in the mask, on any device that f communicates with."""
+        found = jnp.any(mask)
+        if self.collectives:
+            found = lax.pmax(found.astype(jnp.int32), self.collectives) > 0
+        return found
+
+    def repeat(self, body: Callable, carry: PyTree, unfinished: Callable) -> PyTree:
+        """Apply `body` to `carry` while any sample is `unfinished(carry)`; body masks the others.
+
+        For loops inside a step: line searches, Krylov spaces.
+        """
+        carry = vary_like(carry, jax.eval_shape(body, carry))
+        return lax.while_loop(lambda c: self.anywhere(unfinished(c)), body, carry)
 
 
 class Tolerances(NamedTuple):
@@ -80,8 +114,12 @@ class Solver:
         """The state before the first step."""
         raise NotImplementedError
 
+    def resume(self, state: PyTree, point: Point) -> PyTree:
+        """An earlier solve's state, with whatever in it depends on the point made anew."""
+        return state
+
     def step(
-        self, f: Callable, point: Point, state: PyTree, k: jax.Array, active: jax.Array | None
+        self, f: Cell, point: Point, state: PyTree, k: jax.Array, active: jax.Array | None
     ) -> Step:
         """One update: choose z⁺, evaluate f there, learn from the difference.
 
@@ -106,6 +144,15 @@ class Solver:
             rtol = max(_default_rtol(x.dtype) for x in jax.tree.leaves(z))
         atol = 1e-5 * rtol if self.atol is None else self.atol
         return Tolerances(rtol, atol, 100 if self.max_steps is None else self.max_steps)
+
+    @property
+    def has_inner_loops(self) -> bool:
+        """Whether a step runs loops of unknown length, which have no reverse mode."""
+        return False
+
+    def for_adjoint(self) -> Solver:
+        """The member of this solver's family for the linear equation u = Jᵀu + v."""
+        return self
 
     def with_options(self, **options) -> Solver:
         """A copy in which every option given that is not None replaces the solver's own."""

@@ -10,20 +10,19 @@ import jax.numpy as jnp
 
 from .._errors import check_dtype, check_integer
 from .._small import solve_small
-from .._state import History, cast_like, dot, subtract, zero_scalars
+from .._state import History, cast_like, dot, finite, subtract, zero_scalars
+from ._line_search import backtrack
 from .base import Point, Solver, Step, eps
 
 
 class BroydenState(NamedTuple):
-    """The last m differences ΔZ of iterates and ΔF of their values, the small matrix K, and 1/‖s‖.
-
-    K and the lengths lag by one pair until `Broyden.learn`.
-    """
+    """The last m differences ΔZ of iterates and ΔF of their values; K, 1/‖s‖ and ΔZᵀg."""
 
     d_z: History
     d_f: History
     kernel: jax.Array
     inverse_length: jax.Array
+    d_z_g: jax.Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +35,20 @@ class Broyden(Solver):
 
         K = ΔZᵀΔF − triu(ΔZᵀΔZ),    z⁺ = f(z) − ΔF K⁻¹ ΔZᵀ g(z),
 
-    one small system and one pass over each history, the shape of an Anderson step. Dropping the
-    oldest pair leaves exactly the matrix that the remaining pairs build from B₀, so the secant
-    condition B Δz = Δg of the newest pair always holds. Pairs that would make B singular are
-    skipped.
+    one small system, one pass over ΔZ and two over ΔF: the new column of K, ΔZᵀy, is also what ΔZᵀg
+    changes by. Dropping the oldest pair leaves exactly the matrix that the remaining pairs build
+    from B₀, so the secant condition B Δz = Δg of the newest pair always holds. Pairs that would
+    make B singular are skipped.
 
     Attributes:
         memory: how many pairs are kept. State kept: 2·m·|z|.
+        line_search: shorten the step until ‖g‖ falls (Armijo); its evaluations count in `f_evals`.
+            For root finding far from the solution; a DEQ rarely needs it.
         history_dtype: store ΔZ and ΔF in this dtype, such as "bfloat16"; None means the state's.
     """
 
     memory: int = 10
+    line_search: bool = False
     history_dtype: Any = None
 
     name = "broyden"
@@ -56,6 +58,10 @@ class Broyden(Solver):
         check_integer("memory", self.memory, least=1)
         check_dtype("history_dtype", self.history_dtype)
 
+    @property
+    def has_inner_loops(self):
+        return self.line_search
+
     def init(self, point, max_steps):
         m = max(1, min(self.memory, max_steps))
         return BroydenState(
@@ -63,39 +69,68 @@ class Broyden(Solver):
             d_f=History.zeros(point.z, m, self.history_dtype),
             kernel=zero_scalars(point.z, m, m),
             inverse_length=zero_scalars(point.z, m),
+            d_z_g=zero_scalars(point.z, m),
         )
+
+    def resume(self, state, point):
+        return state._replace(d_z_g=state.d_z.dots(point.residual))
 
     def step(self, f, point, state, k, active):
         """z⁺ = f(z) − ΔF K⁻¹ ΔZᵀ g, then the pair (Δz, Δf)."""
-        memory = state.kernel.shape[-1]
-        slot = k % memory
-        state = self.learn(state, (k - 1) % memory)
-        gamma = self._gamma(state, slot, state.d_z.dots(point.residual), eps(point.z))
-        z = cast_like(subtract(point.fz, state.d_f.combine(gamma)), point.z)
-        new = Point(z, f(z))
-        d_z = state.d_z.push(subtract(new.z, point.z), slot, active)
-        d_f = state.d_f.push(subtract(new.fz, point.fz), slot, active)
-        return Step(new, state._replace(d_z=d_z, d_f=d_f))
+        slot = k % state.kernel.shape[-1]
+        gamma = self._gamma(state, slot, eps(point.z))
+        correction = state.d_f.combine(gamma)
+        if self.line_search:
+            new, f_evals = backtrack(f, point, subtract(point.residual, correction), active)
+        else:
+            z = cast_like(subtract(point.fz, correction), point.z)
+            new, f_evals = Point(z, f(z)), 1
+        s = state.d_z.rounded(subtract(new.z, point.z))
+        d_f = state.d_f.rounded(subtract(new.fz, point.fz))
+        return Step(new, self._learn(state, slot, s, d_f, new.residual, active), f_evals)
 
-    def learn(self, state, newest):
-        """The state with the row and column of the pair in slot `newest` in K.
+    def _learn(self, state, slot, s, d_f, g, active):
+        """The state with the pair (s, Δf) in `slot`; g is the residual that it led to.
 
-        Kᵢⱼ = sᵢᵀΔfⱼ − sᵢᵀsⱼ = sᵢᵀyⱼ where sᵢ is not newer than sⱼ, and sᵢᵀΔfⱼ where it is. A step
-        does this first, for the pair that the last one pushed (see `History`).
+        Kᵢⱼ = sᵢᵀΔfⱼ − sᵢᵀsⱼ = sᵢᵀyⱼ where sᵢ is not newer than sⱼ, and sᵢᵀΔfⱼ where it is.
         """
-        s, d_f = state.d_z.at(newest), state.d_f.at(newest)
-        kernel = state.kernel.at[:, newest, :].set(state.d_f.dots(s))
-        kernel = kernel.at[:, :, newest].set(state.d_z.dots(subtract(d_f, s)))
+        y = subtract(d_f, s)
+        row, column = state.d_f.dots(s), state.d_z.dots(y)
+        # Where storing rounds, ΔZᵀg cannot be carried along: it takes a pass of its own.
+        d_z_g = state.d_z_g + column if state.d_z.holds(s) else state.d_z.dots(g)
+        kernel = state.kernel.at[:, slot, :].set(row).at[:, :, slot].set(column)
         square = dot(s, s)
-        inverse = jnp.where(square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
-        inverse_length = state.inverse_length.at[:, newest].set(inverse)
-        return state._replace(kernel=kernel, inverse_length=inverse_length)
+        length = jnp.where(square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
+        small = dict(
+            kernel=kernel.at[:, slot, slot].set(dot(s, y)),
+            inverse_length=state.inverse_length.at[:, slot].set(length),
+            d_z_g=d_z_g.at[:, slot].set(dot(s, g)),
+        )
+        kept = finite(active, row, column, d_z_g)
+        return BroydenState(
+            d_z=state.d_z.push(s, slot, kept), d_f=state.d_f.push(d_f, slot, kept), **small
+        )
 
-    def _gamma(self, state, oldest, b, round_off):
-        """K⁻¹ b by eliminating the pairs from oldest to newest, each scaled to ‖s‖ = 1."""
+    def _gamma(self, state, oldest, round_off):
+        """K⁻¹ ΔZᵀ g by eliminating the pairs from oldest to newest, each scaled to ‖s‖ = 1."""
         scale = state.inverse_length
         kernel = state.kernel * scale[:, :, None] * scale[:, None, :]
         kernel = jnp.roll(kernel, (-oldest, -oldest), axis=(1, 2))
-        b = jnp.roll(scale * b, -oldest, axis=1)
+        b = jnp.roll(scale * state.d_z_g, -oldest, axis=1)
         gamma = solve_small(kernel, b, drop=10 * round_off)
         return scale * jnp.roll(gamma, oldest, axis=1)
+
+    @staticmethod
+    def minus_inverse_transposed(state: BroydenState, steps, w):
+        """−B⁻ᵀ w = w − ΔZ K⁻ᵀ ΔFᵀ w in float32 at least, with the B that `steps` steps, (batch,),
+        left behind."""
+        scale = state.inverse_length
+        memory = scale.shape[-1]
+        kernel = state.kernel * scale[:, :, None] * scale[:, None, :]
+        b = scale * state.d_f.dots(w)
+        # Oldest pair first, as in a step; each sample stopped at its own.
+        order = (steps[:, None] + jnp.arange(memory)) % memory
+        kernel = jax.vmap(lambda k, o: k[o][:, o].T)(kernel, order)
+        gamma = solve_small(kernel, jnp.take_along_axis(b, order, axis=1), drop=10 * eps(w))
+        gamma = jax.vmap(lambda g, o: jnp.zeros_like(g).at[o].set(g))(gamma, order)
+        return subtract(w, state.d_z.combine(scale * gamma))

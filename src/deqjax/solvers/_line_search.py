@@ -1,0 +1,81 @@
+"""A backtracking line search on ‖g‖, per sample."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .._state import cast_like, norm, per_sample, select, wide
+from .base import Cell, Point
+
+PyTree = Any
+
+DECREASE = 1e-4
+TRIALS = 10
+
+
+class _Search(NamedTuple):
+    t: jax.Array
+    best: Point
+    best_norm: jax.Array
+    searching: jax.Array
+    trials: jax.Array
+
+
+def backtrack(
+    f: Cell, point: Point, direction: PyTree, active: jax.Array | None
+) -> tuple[Point, jax.Array]:
+    """The first t = 1, t₁, t₂, … with ‖g(z + t d)‖ ≤ (1 − 10⁻⁴ t) ‖g(z)‖,  g(z) = f(z) − z.
+
+    Armijo's condition on ‖g‖ for a Newton direction, along which the slope of ‖g‖² is −2‖g‖²; the
+    next t is the minimum of the parabola through what is known, kept within [t/10, t/2] (Dennis and
+    Schnabel 1983, A6.3.1). If no trial of TRIALS satisfies it, the best one is taken.
+
+    Args:
+        f: the cell.
+        point: z and f(z).
+        direction: d, leaves (batch, ...).
+        active: samples that search; None means all.
+
+    Returns:
+        The new point, and the evaluations of f that each sample made, (batch,).
+    """
+    start = norm(point.residual)
+    everyone = jnp.ones_like(start, bool) if active is None else active
+
+    def trial(t) -> Point:
+        def move(z, d):
+            return z.astype(wide(z.dtype)) + per_sample(t, d).astype(d.dtype) * d
+
+        z = cast_like(jax.tree.map(move, point.z, direction), point.z)
+        return Point(z, f(z))
+
+    def judge(new: Point, t):
+        size = norm(new.residual)
+        enough = size <= (1 - DECREASE * t) * start  # false for NaN
+        return size, enough
+
+    def body(c: _Search) -> _Search:
+        t = c.t
+        new = trial(t)
+        size, enough = judge(new, t)
+        better = c.searching & ((size < c.best_norm) | ~jnp.isfinite(c.best_norm))
+        best = select(better, new, c.best)
+        # ‖g‖² in units of ‖g(z)‖², so that nothing overflows.
+        growth = (size / start) ** 2
+        parabola = t**2 / (growth - 1 + 2 * t)
+        shorter = jnp.where(jnp.isfinite(parabola), jnp.clip(parabola, 0.1 * t, 0.5 * t), 0.1 * t)
+        return _Search(
+            t=shorter,
+            best=best,
+            best_norm=jnp.where(better, size, c.best_norm),
+            searching=c.searching & ~enough & (c.trials + 1 < TRIALS),
+            trials=c.trials + c.searching,
+        )
+
+    zero = jnp.zeros_like(start)
+    first = _Search(zero + 1, point, zero + jnp.inf, everyone, zero.astype(jnp.int32))
+    found = f.repeat(body, first, lambda c: c.searching)
+    return found.best, found.trials

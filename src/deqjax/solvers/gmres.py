@@ -1,0 +1,63 @@
+"""GMRES as a solver: for affine equations, adjoint ones above all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from .._errors import check_integer
+from .._state import cast_like, subtract
+from ._krylov import gmres
+from .base import Cell, Point, Solver, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class GMRES(Solver):
+    """z⁺ = z + d,  ‖(I − J) d − r‖ as small as the tolerance asks,  r = f(z) − z.
+
+    For an affine f, such as an adjoint equation: a step is one cycle of GMRES (Saad and Schultz
+    1986) on Jacobian-vector products of f, a further step a restart. On a nonlinear f it is
+    Newton's method without a line search; use 'newton_krylov' there.
+
+    An evaluation in `f_evals` is one of f or one Jacobian-vector product, which costs about as
+    much. f needs a forward-mode derivative: an f that itself calls `fixed_point` must do so with
+    `forward_mode=True`.
+
+    Attributes:
+        memory: largest Krylov space. State kept while a step runs: memory·|z|, in float32 at least.
+    """
+
+    memory: int = 30
+
+    name = "gmres"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_integer("memory", self.memory, least=1)
+
+    @property
+    def has_inner_loops(self):
+        return True
+
+    def init(self, point, max_steps):
+        return ()
+
+    def step(self, f, point, state, k, active):
+        """z⁺ = z + d."""
+        d, products = self._direction(f, point, 0.0, active)
+        z = cast_like(jax.tree.map(lambda x, y: x.astype(y.dtype) + y, point.z, d), point.z)
+        return Step(Point(z, f(z)), state, products + 2)
+
+    def _direction(self, f: Cell, point: Point, forcing, active):
+        """d with ‖(I − J) d − r‖ ≤ max(η ‖r‖, half the tolerance), and its products."""
+        tol = self.tolerances(point.z)
+        residual, f_norm = point.norms()
+        target = jnp.maximum(forcing * residual, 0.5 * (tol.atol + tol.rtol * f_norm))
+        _, jacobian = jax.linearize(f.call, point.z)
+
+        def matvec(v):
+            return subtract(v, jacobian(cast_like(v, point.z)))
+
+        return gmres(matvec, point.residual, f=f, memory=self.memory, target=target, active=active)
