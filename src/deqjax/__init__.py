@@ -17,8 +17,10 @@ from .adjoints import Unrolled as Unrolled
 from .solvers import GMRES as GMRES
 from .solvers import Anderson as Anderson
 from .solvers import Broyden as Broyden
+from .solvers import Compacted as Compacted
 from .solvers import NewtonKrylov as NewtonKrylov
 from .solvers import Picard as Picard
 from .solvers import Solver as Solver
+from .solvers import WarmStart as WarmStart
 
 __version__ = "0.1.0"

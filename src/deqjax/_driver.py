@@ -7,7 +7,7 @@ moment it ends, so that a solver holds nothing but its update rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from ._closure import vary_like
+from ._compaction import put, take
 from ._solution import Stats, Status
 from ._state import select
-from .solvers.base import Cell, Point, Solver
+from .solvers.base import Cell, Point, Solver, Tolerances
 
 PyTree = Any
 
@@ -67,6 +68,7 @@ def run(
     resume: Resume | None = None,
     loop: Callable | None = None,
     collectives: tuple = (),
+    stages: Sequence[Stage] = (),
 ) -> Result:
     """Solve z = f(z) from z0.
 
@@ -81,28 +83,104 @@ def run(
         collectives: named axes over which f communicates. All devices along them must then take
             the same number of steps, or they would wait for each other for ever: they go on until
             the last one is done, and those that are done stay frozen.
+        stages: smaller batches for the unfinished samples, one after the other.
     """
-    f = Cell(f, collectives)
     tol = solver.tolerances(z0)
-    carry = _start(f, z0, solver, tol, trace, resume)
-    age = jnp.zeros((), jnp.int32) if resume is None else resume.age
-
-    def body(c: _Carry) -> _Carry:
-        return _advance(f, c, solver, tol, age, freeze=batched or bool(collectives))
-
-    def running(c: _Carry):
-        return (c.k < tol.max_steps) & f.anywhere(c.status == Status.RUNNING)
-
-    if tol.max_steps > 0:
-        carry = vary_like(carry, jax.eval_shape(body, carry))
-        if loop is None:
-            carry = lax.while_loop(running, body, carry)
-        else:
-            carry = loop(running, body, carry, tol.max_steps)
+    phases = solver.phases()
+    carry, age = _start(f, z0, solver, phases[-1][0], tol, trace, resume)
+    rules = _Rules(solver, tol, age, freeze=batched or bool(collectives), loop=loop)
+    cell = Cell(f, collectives)
+    for phase, steps in phases:
+        if phase is not phases[-1][0]:
+            carry = _phase(cell, carry, phase, rules, steps)
+    carry = _stages(cell, carry, phases[-1][0], rules, stages)
+    if stages:
+        carry = _checked(f, carry, rules)
     return _finish(carry, age)
 
 
-def _start(f, z0, solver, tol, trace, resume) -> _Carry:
+class Stage(NamedTuple):
+    """A batch of `size` samples. restrict(index) -> f on the samples in index, (size,)."""
+
+    size: int
+    restrict: Callable
+
+
+class _Rules(NamedTuple):
+    """What holds for a whole solve."""
+
+    solver: Solver
+    tol: Tolerances
+    age: jax.Array
+    freeze: bool
+    loop: Callable | None
+
+
+def _phase(f: Cell, carry: _Carry, solver: Solver, rules: _Rules, steps: int) -> _Carry:
+    """At most `steps` steps of a solver that goes first. Its state is dropped."""
+    limit = min(steps, rules.tol.max_steps)
+    mine = carry._replace(solver_state=solver.init(carry.point, limit))
+    mine = _loop(f, mine, solver, rules, limit)
+    last = carry.solver_state
+    return mine._replace(solver_state=rules.solver.phases()[-1][0].resume(last, mine.point))
+
+
+def _stages(f: Cell, carry, solver, rules, stages: Sequence[Stage], samples=None) -> _Carry:
+    """The loop on this batch until the unfinished samples fit into the next one; then on that."""
+    limit = rules.tol.max_steps
+    if not stages:
+        return _loop(f, carry, solver, rules, limit)
+    (size, restrict), *rest = stages
+    carry = _loop(f, carry, solver, rules, limit, until=size)
+    # Unfinished samples first.
+    index = jnp.argsort(carry.status != Status.RUNNING, stable=True)[:size].astype(jnp.int32)
+    samples = index if samples is None else samples[index]
+    part = _stages(
+        Cell(restrict(samples), f.collectives), _take(carry, index), solver, rules, rest, samples
+    )
+    return _put(carry, index, part)
+
+
+def _loop(f: Cell, carry: _Carry, solver: Solver, rules: _Rules, limit: int, until=0) -> _Carry:
+    """Steps of one solver, until at most `until` samples are unfinished."""
+
+    def body(c: _Carry) -> _Carry:
+        return _advance(f, c, solver, rules)
+
+    def running(c: _Carry):
+        unfinished = c.status == Status.RUNNING
+        return (c.k < limit) & f.anywhere(jnp.sum(unfinished) > until if until else unfinished)
+
+    if limit == 0:
+        return carry
+    carry = vary_like(carry, jax.eval_shape(body, carry))
+    if rules.loop is None:
+        return lax.while_loop(running, body, carry)
+    return rules.loop(running, body, carry, limit)
+
+
+def _take(c: _Carry, index) -> _Carry:
+    trace = None if c.trace is None else take(c.trace, index, axis=1)
+    return take(c._replace(k=(), trace=None), index)._replace(k=c.k, trace=trace)
+
+
+def _put(c: _Carry, index, part: _Carry) -> _Carry:
+    trace = None if c.trace is None else put(c.trace, index, part.trace, axis=1)
+    bare = [x._replace(k=(), trace=None) for x in (c, part)]
+    return put(bare[0], index, bare[1])._replace(k=part.k, trace=trace)
+
+
+def _checked(f, c: _Carry, rules: _Rules) -> _Carry:
+    """What was solved in parts must hold on the whole batch."""
+    best = _Best(c.best.z, *Point(c.best.z, f(c.best.z)).norms())
+    # Other matrix shapes round differently: within twice the tolerance is the same answer.
+    same = rules.solver.done(0.5 * best.residual, best.f_norm, rules.tol)
+    wrong = (c.status == Status.CONVERGED) & ~same
+    status = jnp.where(wrong, int(Status.INCONSISTENT), c.status).astype(jnp.int32)
+    return c._replace(best=best, status=status, f_evals=c.f_evals + 1)
+
+
+def _start(f, z0, solver, last: Solver, tol, trace, resume) -> tuple[_Carry, jax.Array]:
     point = Point(z0, f(z0))
     residual, f_norm = point.norms()
     shape = residual.shape
@@ -116,13 +194,15 @@ def _start(f, z0, solver, tol, trace, resume) -> _Carry:
         finite, jnp.where(done, Status.CONVERGED, Status.RUNNING), Status.NONFINITE
     ).astype(jnp.int32)
     if resume is None:
-        state = solver.init(point, tol.max_steps)
+        state = last.init(point, tol.max_steps)
     else:
-        mine = jax.eval_shape(lambda: solver.init(point, tol.max_steps))
-        state = solver.resume(_like_mine(resume.solver_state, mine), point)
+        mine = jax.eval_shape(lambda: last.init(point, tol.max_steps))
+        state = last.resume(_like_mine(resume.solver_state, mine), point)
     zero = jnp.zeros_like(status)
     best = _Best(z0, residual, f_norm)
-    return _Carry(jnp.zeros((), jnp.int32), point, state, best, status, zero, zero + 1, history)
+    k = jnp.zeros((), jnp.int32)
+    carry = _Carry(k, point, state, best, status, zero, zero + 1, history)
+    return carry, k if resume is None else resume.age
 
 
 def _like_mine(given: PyTree, mine: PyTree) -> PyTree:
@@ -139,9 +219,10 @@ def _like_mine(given: PyTree, mine: PyTree) -> PyTree:
     return given
 
 
-def _advance(f, c: _Carry, solver: Solver, tol, age, freeze: bool) -> _Carry:
+def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
     active = c.status == Status.RUNNING
-    step = solver.step(f, c.point, c.solver_state, age + c.k, active if freeze else None)
+    freeze = rules.freeze
+    step = solver.step(f, c.point, c.solver_state, rules.age + c.k, active if freeze else None)
     residual, f_norm = step.point.norms()
 
     better = active & (residual <= c.best.residual)
@@ -151,7 +232,7 @@ def _advance(f, c: _Carry, solver: Solver, tol, age, freeze: bool) -> _Carry:
     diverged = residual > DIVERGENCE * (c.best.residual + c.best.f_norm)
     # Only the best iterate may end the solve, so that what is returned is what met the test: where
     # ‖f(z)‖ has grown, a worse one could meet it first.
-    done = better & solver.done(residual, f_norm, tol)
+    done = better & rules.solver.done(residual, f_norm, rules.tol)
     ended = jnp.where(done, Status.CONVERGED, jnp.where(diverged, Status.DIVERGED, Status.RUNNING))
     ended = jnp.where(finite, ended, Status.NONFINITE).astype(jnp.int32)
 

@@ -7,6 +7,7 @@ and so on to any order, is the same code again.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +16,8 @@ import numpy as np
 from jax import dtypes, lax
 
 from ._closure import hoist, is_differentiable, varies_less, vary_like
-from ._driver import Result, Resume, run
+from ._compaction import Restriction, take
+from ._driver import Result, Resume, Stage, run
 from ._solution import Stats
 from .adjoints.base import Adjoint, Ending
 from .solvers.base import Solver
@@ -34,8 +36,12 @@ def equilibrium(
     resume: Resume | None = None,
     probe: Stats | None = None,
     forward_mode: bool = False,
+    restriction: Restriction | None = None,
 ) -> Result:
-    """Solve z = f(z) with the batch on axis 0, differentiable in everything f closes over."""
+    """Solve z = f(z) with the batch on axis 0, differentiable in everything f closes over.
+
+    `restriction` is f on a part of the batch, for solvers that leave finished samples behind.
+    """
     if not adjoint.differentiates_loop:
         # Before the cast below, whose transpose would be a sum over devices of zeros.
         z0 = lax.stop_gradient(z0)
@@ -46,6 +52,14 @@ def equilibrium(
     options: dict[str, Any] = dict(
         batched=batched, trace=trace, resume=resume, collectives=collectives
     )
+
+    sizes = solver.batch_sizes(jax.tree.leaves(z0)[0].shape[0]) if restriction else ()
+    parts = [restriction.pure(z0, size) for size in sizes] if restriction else []
+    part_inputs = lax.stop_gradient([inputs for _, inputs in parts])
+
+    def stages(part_inputs):
+        of = zip(sizes, parts, part_inputs, strict=True)
+        return [Stage(n, partial(restricted, inputs=i)) for n, (restricted, _), i in of]
 
     if adjoint.differentiates_loop:
         return _detach(run(lambda z: pure(z, inputs), z0, solver, loop=adjoint.loop, **options))
@@ -62,33 +76,52 @@ def equilibrium(
         return _detach(_both_modes(cell, theta, other, z0, solver, adjoint, options))
 
     @jax.custom_vjp
-    def solve(theta, other, z0, resume, probe):
+    def solve(theta, other, z0, resume, probe, part_inputs):
         del probe
-        return run(lambda z: cell(z, theta, other), z0, solver, **(options | {"resume": resume}))
+        final = options | {"resume": resume, "stages": stages(part_inputs)}
+        return run(lambda z: cell(z, theta, other), z0, solver, **final)
 
     def forward(*args):
         # `solve` and not `run`: a second derivative differentiates this line.
         result = solve(*args)
-        theta, other, _, resume, probe = args
+        theta, other, _, resume, probe, part_inputs = args
         end = Ending(result.z)
         if adjoint.keeps_state:
             before = 0 if resume is None else resume.age
             end = Ending(result.z, result.state.solver_state, before + result.stats.steps)
-        return result, (end, theta, other, probe)
-
-    def solve_adjoint(f, u0, solver):
-        result = equilibrium(f, u0, solver, adjoint, batched=batched)
-        return result.z, result.stats
+        return result, (end, theta, other, probe, part_inputs)
 
     def backward(saved, cotangents):
-        end, theta, other, probe = saved
+        end, theta, other, probe, part_inputs = saved
+        v = cotangents.z
+        transposed = _transposed(stages(part_inputs), end.z, v)
+
+        def solve_adjoint(f, u0, solver):
+            result = equilibrium(f, u0, solver, adjoint, batched=batched, restriction=transposed)
+            return result.z, result.stats
+
         theta_bar, stats = adjoint.pull_back(
-            lambda z, theta: cell(z, theta, other), theta, end, cotangents.z, solve_adjoint
+            lambda z, theta: cell(z, theta, other), theta, end, v, solve_adjoint
         )
-        return theta_bar, None, None, None, _report(stats, probe)
+        return theta_bar, None, None, None, _report(stats, probe), None
 
     solve.defvjp(forward, backward)
-    return _detach(solve(theta, other, z0, resume, probe))
+    return _detach(solve(theta, other, z0, resume, probe, part_inputs))
+
+
+def _transposed(stages: list[Stage], z: PyTree, v: PyTree) -> Restriction | None:
+    """u = Jᵀu + v on a part of the batch: linearised once, when the part is formed."""
+    restrict = {stage.size: stage.restrict for stage in stages}
+
+    def prepare(index):
+        _, pull = jax.vjp(restrict[index.shape[0]](index), take(z, index))
+        return pull, take(v, index)
+
+    def apply(u, context):
+        pull, v = context
+        return jax.tree.map(jnp.add, pull(u)[0], v)
+
+    return Restriction(prepare, apply) if stages else None
 
 
 def _both_modes(cell, theta, other, z0, solver, adjoint, options) -> Result:

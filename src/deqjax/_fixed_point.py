@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ._compaction import Restriction, batched_args, take
 from ._driver import Resume
 from ._equilibrium import equilibrium
 from ._errors import unknown_keyword
@@ -99,11 +100,6 @@ def fixed_point(
         raise unknown_keyword("fixed_point", next(iter(unknown)), _KEYWORDS)
     if not callable(f):
         raise TypeError(f"f must be callable as f(z, *args), got {type(f).__name__}")
-    z0 = _checked_state(z0)
-    batch = _batch_size(z0, batch_axis)
-    args = jax.tree.map(_as_array, args)
-    _check_cell(f, z0, args)
-
     forward, gradient = choose(
         solver=solver,
         adjoint=adjoint,
@@ -112,6 +108,10 @@ def fixed_point(
         atol=atol,
         max_steps=max_steps,
     )
+    z0 = _checked_state(forward.first_guess(z0))
+    batch = _batch_size(z0, batch_axis)
+    args = jax.tree.map(_as_array, args)
+    _check_cell(f, z0, args)
     _check_probe(adjoint_probe, batch, gradient)
     if forward_mode:
         _check_forward_mode(gradient, adjoint_probe)
@@ -120,6 +120,10 @@ def fixed_point(
 
     def inner(z):
         return to_front(f(from_front(z, batch_axis), *args), batch_axis)
+
+    restriction = None
+    if batch_axis is not None and forward.batch_sizes(batch or 0):
+        restriction = _restriction(f, z0, args, batch_axis)
 
     result = equilibrium(
         inner,
@@ -131,6 +135,7 @@ def fixed_point(
         trace=bool(trace),
         resume=resume,
         probe=adjoint_probe,
+        restriction=restriction,
     )
     stats = result.stats if batch_axis is not None else _squeeze(result.stats)
     return Solution(z=from_front(result.z, batch_axis), stats=stats, state=result.state)
@@ -193,6 +198,21 @@ def adjoint_probe(batch: int | None = None, dtype: Any = jnp.float32) -> Stats:
     """
     zero = jnp.zeros(() if batch is None else (batch,), dtype)
     return Stats(zero, zero, zero, zero, zero, zero)
+
+
+def _restriction(f: Callable, z0: PyTree, args: tuple, axis: int) -> Restriction:
+    """f on a part of the batch: the same function of fewer rows."""
+    carries_batch = batched_args(f, z0, args, axis)
+
+    def prepare(index):
+        leaves, treedef = jax.tree.flatten(args)
+        pairs = zip(leaves, carries_batch, strict=True)
+        return jax.tree.unflatten(treedef, [take(x, index, axis) if b else x for x, b in pairs])
+
+    def apply(z, args):
+        return to_front(f(from_front(z, axis), *args), axis)
+
+    return Restriction(prepare, apply)
 
 
 # ---------------------------------------------------------------------------------- checks

@@ -26,6 +26,7 @@ class Status(enum.IntEnum):
     NONFINITE = 2
     DIVERGED = 3
     RUNNING = 4
+    INCONSISTENT = 5
 
     @property
     def message(self) -> str:
@@ -47,6 +48,10 @@ _MESSAGES = {
         "'broyden', or check the spectral radius of the Jacobian at the solution"
     ),
     Status.RUNNING: "the solve has not finished",
+    Status.INCONSISTENT: (
+        "f gave another value on a part of the batch than on all of it, so samples are not "
+        "independent: draw random masks outside f and pass them as args, or leave Compacted out"
+    ),
 }
 
 

@@ -6,6 +6,7 @@ from .._errors import by_name
 from .anderson import Anderson
 from .base import Solver
 from .broyden import Broyden
+from .compose import Compacted, WarmStart
 from .external import as_external
 from .gmres import GMRES
 from .newton_krylov import NewtonKrylov
@@ -27,8 +28,10 @@ __all__ = [
     "SOLVERS",
     "Anderson",
     "Broyden",
+    "Compacted",
     "NewtonKrylov",
     "Picard",
     "Solver",
+    "WarmStart",
     "as_solver",
 ]

@@ -145,6 +145,18 @@ class Solver:
         atol = 1e-5 * rtol if self.atol is None else self.atol
         return Tolerances(rtol, atol, 100 if self.max_steps is None else self.max_steps)
 
+    def first_guess(self, z0: PyTree) -> PyTree:
+        """Where to start, in the caller's layout."""
+        return z0
+
+    def phases(self) -> tuple[tuple[Solver, int | None], ...]:
+        """The solvers that take the steps in turn, and how many each (None: all that are left)."""
+        return ((self, None),)
+
+    def batch_sizes(self, batch: int) -> tuple[int, ...]:
+        """Smaller batches to gather the unfinished samples into, in turn."""
+        return ()
+
     @property
     def has_inner_loops(self) -> bool:
         """Whether a step runs loops of unknown length, which have no reverse mode."""

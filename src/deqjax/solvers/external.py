@@ -108,6 +108,8 @@ class External(Solver):
 class JaxoptFixedPointIteration(External):
     """`jaxopt.FixedPointIteration`: z⁺ = f(z)."""
 
+    name = "jaxopt.FixedPointIteration"
+
     def begin(self, v, fv, max_steps):
         return self._rule(lambda v: fv).init_state(v)
 
@@ -127,6 +129,8 @@ class JaxoptAnderson(JaxoptFixedPointIteration):
     Its ridge is absolute: scale it with the square of the residual that you aim for, or prefer
     'anderson', whose ridge is relative.
     """
+
+    name = "jaxopt.AndersonAcceleration"
 
     def begin(self, v, fv, max_steps):
         # jaxopt's first update only records (z₀, f(z₀)), which is known.
@@ -149,6 +153,8 @@ class JaxoptBroyden(External):
     adds a gradient to each of its trials, which is not counted. No more history is kept than
     max_steps can fill. `resume` keeps the inverse Jacobian.
     """
+
+    name = "jaxopt.Broyden"
 
     def begin(self, v, fv, max_steps):
         memory = max(1, min(self.solver.history_size, max_steps))
@@ -206,31 +212,30 @@ class Optimistix(External):
 
     kind: str
 
+    name = "optimistix"
+
     def begin(self, v, fv, max_steps):
         # The state is made in the first step, which has f; here only its form is needed.
         problem = _Problem(lambda v: v, self.kind, v)
-        form = jax.eval_shape(lambda v: self._start(problem, v)[0], v)
+        form = jax.eval_shape(lambda: self._start(problem, v)[0])
         return OptimistixState(jnp.ones((), bool), tuple(jnp.zeros(x.shape, x.dtype) for x in form))
 
     def advance(self, f, at):
-        problem = _Problem(f, self.kind, at.v)
-        form, rebuild = None, None
+        problem, rebuilds = _Problem(f, self.kind, at.v), []
 
-        def start(v):
-            nonlocal form, rebuild
-            arrays, rebuild = self._start(problem, v)
-            form = [(x.shape, x.dtype) for x in arrays]
+        def start():
+            arrays, rebuild = self._start(problem, at.v)
+            rebuilds.append(rebuild)
             return arrays
 
         old = at.state.arrays
-        jax.eval_shape(start, at.v)
-        if form != [(x.shape, x.dtype) for x in old]:
+        if _form(jax.eval_shape(start)) != _form(old):
             raise ValueError(f"{type(self.solver).__name__} keeps a state whose form depends on f")
+        arrays = lax.cond(at.state.fresh, start, lambda: old)
+        # Only Chord evaluates f there, for its one Jacobian.
         first_cost = problem.cost() if isinstance(self.solver, _class("optimistix", "Chord")) else 0
-        # Only Chord evaluates f here, for its one Jacobian.
-        arrays = lax.cond(at.state.fresh, lambda: start(at.v), lambda: old)
         problem = _Problem(f, self.kind, at.v, known=at.fv if self._starts_at_y else None)
-        v, state, _ = self.solver.step(problem.fn, at.v, None, {}, rebuild(arrays), frozenset())
+        v, state, _ = self.solver.step(problem.fn, at.v, None, {}, rebuilds[0](arrays), frozenset())
         if problem.calls != 1:
             raise ValueError(
                 f"{type(self.solver).__name__} evaluates f {problem.calls} times a step in ways "
@@ -315,6 +320,10 @@ class _Problem:
         return self._products if self._free else 1 + self._products
 
 
+def _form(arrays: tuple) -> list:
+    return [(x.shape, x.dtype) for x in arrays]
+
+
 def _partition(tree: PyTree) -> tuple[tuple, Callable]:
     """The arrays of a pytree, and what puts others in their place."""
     leaves, treedef = jax.tree.flatten(tree)
@@ -326,7 +335,8 @@ def _partition(tree: PyTree) -> tuple[tuple, Callable]:
             [next(rest) if a else x for a, x in zip(is_array, leaves, strict=True)]
         )
 
-    return tuple(x for a, x in zip(is_array, leaves, strict=True) if a), rebuild
+    arrays = (x for a, x in zip(is_array, leaves, strict=True) if a)
+    return tuple(jnp.asarray(x, x.dtype) for x in arrays), rebuild
 
 
 # ---------------------------------------------------------------------------------- by object

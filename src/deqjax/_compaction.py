@@ -1,0 +1,114 @@
+"""f on a part of the batch, for solves whose finished samples are left behind.
+
+f(z, *args) is a Python function of whole batches. On the samples in an index array it is
+f(z[index], *args[index]), where only those leaves of args are indexed that carry the batch. Which
+ones do is found by tracing f with a batch of another size: a wrong choice does not fit together.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ._closure import hoist
+
+PyTree = Any
+
+# More than this many choices of leaves are not tried.
+CHOICES = 256
+
+
+class Restriction(NamedTuple):
+    """f on a part of the batch, in two steps, so that the first is done once and not in the loop.
+
+    Attributes:
+        prepare: prepare(index) -> context, index of shape (size,).
+        apply: apply(z, context) -> f(z) for leaves of z (size, ...).
+    """
+
+    prepare: Callable[[jax.Array], PyTree]
+    apply: Callable[[PyTree, PyTree], PyTree]
+
+    def pure(self, z: PyTree, size: int) -> tuple[Callable, list]:
+        """A function restricted(index, inputs) -> f without closures, and its inputs."""
+        index = jnp.zeros((size,), jnp.int32)
+        part = take(z, index)
+        prepare, prepare_inputs, context, _ = hoist(self.prepare, index)
+        context = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), context)
+        apply, apply_inputs, *_ = hoist(lambda zc: self.apply(*zc), (part, context))
+
+        def restricted(index, inputs):
+            for_prepare, for_apply = inputs
+            context = prepare(index, for_prepare)
+            return lambda z: apply((z, context), for_apply)
+
+        return restricted, [prepare_inputs, apply_inputs]
+
+
+def take(tree: PyTree, index: jax.Array, axis: int = 0) -> PyTree:
+    return jax.tree.map(lambda x: jnp.take(x, index, axis=axis), tree)
+
+
+def put(tree: PyTree, index: jax.Array, part: PyTree, axis: int = 0) -> PyTree:
+    """The inverse of `take`: `part` written back."""
+
+    def leaf(x, p):
+        where = (slice(None),) * axis + (index,)
+        return x.at[where].set(p, unique_indices=True)
+
+    return jax.tree.map(leaf, tree, part)
+
+
+def batched_args(f: Callable, z0: PyTree, args: tuple, axis: int) -> list[bool]:
+    """For every leaf of args, whether it carries the batch of z0 along `axis`.
+
+    Raises:
+        ValueError: no choice of leaves fits f.
+    """
+    leaves, treedef = jax.tree.flatten(args)
+    size = jax.tree.leaves(z0)[0].shape[axis]
+    sizes = {n for x in [*leaves, *jax.tree.leaves(z0)] for n in jnp.shape(x)}
+    probe = next(n for n in itertools.count(2) if n not in sizes)
+
+    def resized(x):
+        shape = list(x.shape)
+        shape[axis] = probe
+        return jax.ShapeDtypeStruct(shape, x.dtype)
+
+    def could_be(x):
+        return -x.ndim <= axis < x.ndim and x.shape[axis] == size
+
+    z = jax.tree.map(resized, z0)
+    want = [(x.shape, x.dtype) for x in jax.tree.leaves(z)]
+
+    def fits(chosen) -> bool:
+        given = [resized(x) if c else x for x, c in zip(leaves, chosen, strict=True)]
+        try:
+            out = jax.eval_shape(f, z, *jax.tree.unflatten(treedef, given))
+        except Exception:
+            return False
+        return [(x.shape, x.dtype) for x in jax.tree.leaves(out)] == want
+
+    open_ = [i for i, x in enumerate(leaves) if could_be(x)]
+    # All of them is by far the likeliest; then all but one, and so on.
+    subsets = (s for n in range(len(open_), -1, -1) for s in itertools.combinations(open_, n))
+    for subset in itertools.islice(subsets, CHOICES):
+        chosen = [i in subset for i in range(len(leaves))]
+        if fits(chosen):
+            break
+    else:
+        raise ValueError(
+            "Compacted() evaluates f on a part of the batch, but f does not accept one: pass "
+            f"everything that has one row a sample (along batch_axis={axis}) through *args, not "
+            "through a closure"
+        )
+    # What f fits without is shared: a table that all samples read may have as many rows.
+    for i in subset:
+        without = [c and j != i for j, c in enumerate(chosen)]
+        if fits(without):
+            chosen = without
+    return chosen
