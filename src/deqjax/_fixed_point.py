@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ._compaction import Restriction, batched_args, take
 from ._driver import Resume
 from ._equilibrium import equilibrium
 from ._errors import unknown_keyword
 from ._options import choose
-from ._solution import Solution, Stats
-from ._state import from_front, to_front
+from ._solution import Solution, Stats, Status
+from ._state import from_front, norm, to_front
 from .adjoints import Adjoint, Implicit, Unrolled
-from .solvers import Solver
+from .solvers import Solver, as_solver
 
 PyTree = Any
 
@@ -152,7 +154,8 @@ def root_find(g: Callable[..., PyTree], z0: PyTree, *args: PyTree, **options: An
         g: g(z, *args) -> the same pytree, shapes and dtypes as z0.
         z0: pytree of floating-point arrays.
         *args: pytrees of arrays.
-        **options: the keywords of `fixed_point`. `stats.residual` is ‖g(z)‖₂.
+        **options: the keywords of `fixed_point`. `stats.residual` is ‖g(z)‖₂, from one more
+            evaluation of g at the end.
 
     Example:
         >>> import jax.numpy as jnp, deqjax
@@ -172,7 +175,31 @@ def root_find(g: Callable[..., PyTree], z0: PyTree, *args: PyTree, **options: An
             return value  # `fixed_point` says what is wrong
         return jax.tree.map(lambda x, y: x + y if jnp.shape(x) == jnp.shape(y) else y, z, value)
 
-    return fixed_point(f, z0, *args, **options)
+    return _checked_root(g, fixed_point(f, z0, *args, **options), args, options)
+
+
+def _checked_root(g: Callable, sol: Solution, args: tuple, options: dict) -> Solution:
+    """‖g(z)‖ as g gives it: from z + g(z) it is lost to rounding where z is large."""
+    axis = options.get("batch_axis")
+    solver = as_solver(options.get("solver", "anderson"))
+    solver = solver.with_options(**{k: options.get(k) for k in ("rtol", "atol", "max_steps")})
+    z, value = (to_front(lax.stop_gradient(x), axis) for x in (sol.z, g(sol.z, *args)))
+    residual, size = norm(value), norm(jax.tree.map(jnp.add, z, value))
+    # Within twice the tolerance is the same answer, rounded otherwise.
+    holds = solver.done(0.5 * residual, size, solver.tolerances(z))
+    if axis is None:
+        residual, size, holds = residual[0], size[0], holds[0]
+    stats = sol.stats
+    status = jnp.where(stats.converged & ~holds, int(Status.INCONSISTENT), stats.status)
+    stats = replace(
+        stats,
+        status=status.astype(jnp.int32),
+        converged=stats.converged & holds,
+        f_evals=stats.f_evals + 1,
+        residual=residual,
+        rel_residual=residual / jnp.where(size > 0, size, 1),
+    )
+    return replace(sol, stats=stats)
 
 
 def adjoint_probe(batch: int | None = None, dtype: Any = jnp.float32) -> Stats:
@@ -238,7 +265,7 @@ def _checked_state(z0: PyTree) -> PyTree:
                 "example with jnp.asarray(z0, float)"
             )
     # A weak type (from a Python scalar) would change inside the loop.
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), z0)
+    return jax.tree.map(lambda x: lax.convert_element_type(x, jnp.result_type(x)), z0)
 
 
 def _batch_size(z0: PyTree, axis: int | None) -> int | None:

@@ -40,8 +40,8 @@ _MESSAGES = {
         "(see 'how to choose a solver')"
     ),
     Status.NONFINITE: (
-        "f returned NaN or infinity: the best finite iterate seen is returned; check the inputs, "
-        "the parameters and the range of f"
+        "f or the solver's step gave NaN or infinity: the best finite iterate seen is returned; "
+        "check the inputs, the parameters and the range of f"
     ),
     Status.DIVERGED: (
         "the residual diverged: the best iterate seen is returned; add damping, try 'anderson' or "
@@ -49,8 +49,9 @@ _MESSAGES = {
     ),
     Status.RUNNING: "the solve has not finished",
     Status.INCONSISTENT: (
-        "f gave another value on a part of the batch than on all of it, so samples are not "
-        "independent: draw random masks outside f and pass them as args, or leave Compacted out"
+        "the solution does not hold when it is checked once more: with Compacted, samples are not "
+        "independent (draw random masks outside f and pass them as args); in root_find, z is so "
+        "large that g(z) is lost in the rounding of z + g(z)"
     ),
 }
 

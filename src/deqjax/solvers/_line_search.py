@@ -25,19 +25,20 @@ class _Search(NamedTuple):
 
 
 def backtrack(
-    f: Cell, point: Point, direction: PyTree, active: jax.Array | None
+    f: Cell, point: Point, direction: PyTree, active: jax.Array | None, growth: float = 1.0
 ) -> tuple[Point, jax.Array]:
-    """The first t = 1, t₁, t₂, … with ‖g(z + t d)‖ ≤ (1 − 10⁻⁴ t) ‖g(z)‖,  g(z) = f(z) − z.
+    """The first t = 1, t₁, t₂, … with ‖g(z + t d)‖ ≤ (c − 10⁻⁴ t) ‖g(z)‖,  g(z) = f(z) − z.
 
-    Armijo's condition on ‖g‖ for a Newton direction, along which the slope of ‖g‖² is −2‖g‖²; the
-    next t is the minimum of the parabola through what is known, kept within [t/10, t/2] (Dennis and
-    Schnabel 1983, A6.3.1). If no trial of TRIALS satisfies it, the best one is taken.
+    With c = 1, Armijo's condition on ‖g‖ for a Newton direction, along which the slope of ‖g‖² is
+    −2‖g‖²; the next t is the minimum of the parabola through what is known, kept within
+    [t/10, t/2] (Dennis and Schnabel 1983, A6.3.1). If no trial does it, the best one is taken.
 
     Args:
         f: the cell.
         point: z and f(z).
         direction: d, leaves (batch, ...).
         active: samples that search; None means all.
+        growth: c. Above 1 it lets ‖g‖ grow for a step, for directions that need not descend.
 
     Returns:
         The new point, and the evaluations of f that each sample made, (batch,).
@@ -54,7 +55,7 @@ def backtrack(
 
     def judge(new: Point, t):
         size = norm(new.residual)
-        enough = size <= (1 - DECREASE * t) * start  # false for NaN
+        enough = size <= (growth - DECREASE * t) * start  # false for NaN
         return size, enough
 
     def body(c: _Search) -> _Search:
@@ -64,8 +65,8 @@ def backtrack(
         better = c.searching & ((size < c.best_norm) | ~jnp.isfinite(c.best_norm))
         best = select(better, new, c.best)
         # ‖g‖² in units of ‖g(z)‖², so that nothing overflows.
-        growth = (size / start) ** 2
-        parabola = t**2 / (growth - 1 + 2 * t)
+        relative = (size / start) ** 2
+        parabola = t**2 / (relative - 1 + 2 * t)
         shorter = jnp.where(jnp.isfinite(parabola), jnp.clip(parabola, 0.1 * t, 0.5 * t), 0.1 * t)
         return _Search(
             t=shorter,

@@ -1,0 +1,21 @@
+"""Does it converge, how fast, and is the gradient right? Questions asked of a cell in a notebook.
+
+Everything that runs here solves or differentiates f itself: the cost is in each docstring.
+"""
+
+from .comparison import SolverComparison as SolverComparison
+from .comparison import SolverRow as SolverRow
+from .comparison import compare_solvers as compare_solvers
+from .convergence import plot_convergence as plot_convergence
+from .eigenvalue_plot import plot_spectrum as plot_spectrum
+from .eigenvalues import Spectrum as Spectrum
+from .eigenvalues import spectrum as spectrum
+from .gain import Lipschitz as Lipschitz
+from .gain import lipschitz as lipschitz
+from .gradients import GradientAudit as GradientAudit
+from .gradients import GradientRow as GradientRow
+from .gradients import gradient_audit as gradient_audit
+from .paths import PathIndependence as PathIndependence
+from .paths import path_independence as path_independence
+from .radius import SpectralRadius as SpectralRadius
+from .radius import spectral_radius as spectral_radius
