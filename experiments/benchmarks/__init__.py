@@ -1,0 +1,1 @@
+"""What deqjax costs, beside its peers in one run: `python -m experiments.benchmarks`."""

@@ -1,0 +1,109 @@
+"""Run the benchmarks, print each table as it is measured, and write them all down.
+
+    pip install torch torchdeq==0.1.0 jaxopt optimistix banax==0.1.5   # Python 3.12 for banax
+    python -m experiments.benchmarks [--only per-step backward] [--quick]
+
+Run it on an idle machine: the ratios are robust against slow drift, not against other programs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from deqjax.training import OptionError, command_line
+
+from . import report
+from .report import Row, Settings
+
+NAMES = (
+    "per_step",
+    "to_tolerance",
+    "backward",
+    "memory",
+    "history_bytes",
+    "compile_time",
+    "warm_start",
+    "small_state",
+    "compacted",
+)
+Name = Literal[
+    "per_step",
+    "to_tolerance",
+    "backward",
+    "memory",
+    "history_bytes",
+    "compile_time",
+    "warm_start",
+    "small_state",
+    "compacted",
+]
+
+
+@dataclass(frozen=True)
+class Config:
+    """What deqjax costs, beside its peers."""
+
+    only: tuple[Name, ...] = ()
+    """benchmarks to run; all if not given"""
+    quick: bool = False
+    """tiny shapes and few repetitions: shows that everything runs, measures nothing"""
+    out: Path = Path("experiments/results/benchmarks.md")
+    """the report"""
+    rounds: int = 15
+    """interleaved rounds of a timing; the median of their ratios is reported"""
+    peers: tuple[str, ...] = ("torchdeq", "jaxopt", "optimistix", "banax")
+    """libraries to compare with; those that are absent are skipped and named"""
+    threads: int = 2
+    """threads of torch"""
+
+
+def main(config: Config) -> bool:
+    """Run, print and write; whether every requirement that was measured is met."""
+    if config.rounds < 3:
+        raise OptionError(f"--rounds must be at least 3, got {config.rounds}")
+    settings = Settings(
+        quick=config.quick, rounds=config.rounds, peers=config.peers, threads=config.threads
+    )
+    tables = measure(config.only or NAMES, settings)
+    command = "python -m experiments.benchmarks " + " ".join(sys.argv[1:])
+    report.save(config.out, report.markdown(tables, command.strip()))
+    failed = [row.what for _, rows in tables.values() for row in rows if row.ok is False]
+    print(f"{len(failed)} requirements are missed" if failed else "every requirement is met")
+    print(f"written: {config.out}")
+    return not failed
+
+
+def measure(
+    names: tuple[str, ...],
+    settings: Settings,
+    runs: dict[str, tuple[str, Callable[[Settings], list[Row]]]] | None = None,
+) -> dict[str, tuple[str, list[Row]]]:
+    """{name: (title, rows)}. One that breaks off is a failed row; the others still run."""
+    tables = {}
+    for name in names:
+        if runs is None:
+            module = importlib.import_module(f"{__package__}.{name}")
+            title, run = module.TITLE, module.run
+        else:
+            title, run = runs[name]
+        print(f"== {title}", flush=True)
+        start = time.perf_counter()
+        try:
+            rows = run(settings)
+        except Exception as wrong:  # an hour of other measurements is not thrown away
+            said = f"{type(wrong).__name__}: {wrong}".splitlines()[0][:200]
+            rows = [Row(name, said, "to run to its end", False)]
+        tables[name] = (title, rows)
+        print(report.table(rows))
+        print(f"   ({time.perf_counter() - start:.0f} s)\n", flush=True)
+    return tables
+
+
+if __name__ == "__main__":
+    command_line(Config, main)

@@ -1,0 +1,564 @@
+# pyright: reportMissingImports=false
+# (the peers are optional)
+"""One adapter a library: solve a cell forward, or forward and backward, to a true residual.
+
+Every peer has a stop test of its own. So that all do the same work, a peer's test is switched off
+and it gets a fixed budget: the fewest steps after which what it returns has ‖f(z) − z‖/‖f(z)‖ <=
+rtol, recomputed from z, over the whole state. Likewise backward, with ‖Jᵀu + v − u‖/‖Jᵀu + v‖; u is
+read off as the gradient of a shift b in f(z) + b. A peer that solves its adjoint by a linear solver
+gets the loosest tolerance of a grid that is enough. Nobody can know such a budget in advance: that
+favours the peers, since deqjax stops by its own test. `evals` is what the same test on the iterates
+that a library has evaluated would cost, for all alike; `budget_evals` what the budget costs.
+
+A peer that is not installed is skipped, and named: `pip install torch torchdeq==0.1.0 jaxopt
+optimistix banax==0.1.5` (banax needs Python 3.12).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+import deqjax
+
+from .cells import Cell
+from .report import Settings
+
+LARGEST_BUDGET = 8192
+TOLERANCES = tuple(10.0 ** (-0.5 * i) for i in range(8, 17))  # 1e-4 to 1e-8
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A solve that reaches the residual. `evals` is None where f is not all that it evaluates."""
+
+    library: str
+    variant: str
+    call: Callable[[], Any]
+    residual: float
+    evals: int | None = None
+    budget_evals: int | None = None
+    budget: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.library} {self.variant}"
+
+
+class Rule(NamedTuple):
+    """A library's iteration, step by step: to find the budget in one compilation.
+
+    known: state -> (z, f(z)), what it has evaluated last; returned: state -> z.
+    """
+
+    start: Callable[[Callable, Any], Any]
+    advance: Callable[[Callable, Any], Any]
+    known: Callable[[Any], tuple]
+    returned: Callable[[Any], Any]
+
+
+class Variant(NamedTuple):
+    """solve(k, backward) -> (f, z0, θ, x) -> z, differentiable, of exactly k steps."""
+
+    rule: Rule | None
+    evals: Callable[[int], int] | None
+    solve: Callable[[int, Any], Callable]
+
+
+class Library(NamedTuple):
+    """forward: {label: Variant}; backward: {label: a Rule, or None for a grid of tolerances}."""
+
+    forward: dict[str, Variant]
+    backward: dict[str, Rule | None]
+
+
+# ---------------------------------------------------------------------- in common
+
+
+def present(settings: Settings, say: Callable[[str], None] = print) -> list[str]:
+    """The peers that are installed; the others are named."""
+    found = []
+    for name in settings.peers:
+        needed = (name, "torch") if name == "torchdeq" else (name,)
+        absent = [n for n in needed if importlib.util.find_spec(n) is None]
+        if absent:
+            say(f"peer {name} is skipped: {' and '.join(absent)} not installed")
+        else:
+            found.append(name)
+    return found
+
+
+def forward_entries(
+    cell: Cell, rtol: float, settings: Settings, names: list[str]
+) -> Iterator[Entry | str]:
+    """Every variant of deqjax and of the named peers; a sentence for one that fails."""
+    yield from _deqjax_forward(cell, rtol)
+    for name in names:
+        if name == "torchdeq":
+            from . import peers_torch
+
+            yield from peers_torch.forward_entries(cell, rtol, settings)
+            continue
+        for label, variant in library(name).forward.items():
+            yield _attempt(f"{name} {label}", _forward, cell, rtol, name, label, variant)
+
+
+def both_entries(
+    cell: Cell, rtol: float, settings: Settings, fastest: dict[str, Entry]
+) -> Iterator[Entry | str]:
+    """Forward and backward: each library's fastest forward solve with each of its adjoints."""
+    for name, entry in fastest.items():
+        if name == "deqjax":
+            yield from _deqjax_both(cell, rtol, entry)
+        elif name == "torchdeq":
+            from . import peers_torch
+
+            yield from peers_torch.both_entries(cell, rtol, settings, entry)
+        else:
+            for label, rule in library(name).backward.items():
+                yield _attempt(f"{name} {label}", _both, cell, rtol, name, entry, label, rule)
+
+
+def library(name: str) -> Library:
+    return {"jaxopt": _jaxopt, "optimistix": _optimistix, "banax": _banax}[name]()
+
+
+def _attempt(name, make, *args) -> Entry | str:
+    try:
+        return make(*args)
+    except Exception as wrong:  # a peer's failure is a result, not the end of the run
+        said = [line for line in str(wrong).splitlines() if line and line[0].strip()] or [""]
+        return f"{name}: {type(wrong).__name__}: {said[0][:120]}"
+
+
+def true_residual(cell: Cell, z) -> float:
+    """‖f(z) − z‖/‖f(z)‖ over the whole state, recomputed in JAX whoever found z."""
+    fz = jax.jit(cell.f)(jnp.asarray(z), cell.theta, cell.x)
+    return float(jnp.linalg.norm(fz - z) / jnp.linalg.norm(fz))
+
+
+def adjoint_residual(cell: Cell, z, u) -> float:
+    """‖Jᵀu + v − u‖/‖Jᵀu + v‖ at z, for the cotangent v of the cell."""
+    image = jax.jit(lambda z, u: adjoint_map(cell, z)(u))(jnp.asarray(z), jnp.asarray(u))
+    return float(jnp.linalg.norm(image - u) / jnp.linalg.norm(image))
+
+
+def adjoint_map(cell: Cell, z) -> Callable:
+    """u -> Jᵀu + v."""
+    _, pull = jax.vjp(lambda z: cell.f(z, cell.theta, cell.x), z)
+    return lambda u: pull(u)[0] + cell.v
+
+
+def fewest(f: Callable, z0, rule: Rule, rtol: float) -> tuple[int, int]:
+    """(fewest steps whose return value is good enough, fewest after which that is known)."""
+
+    def ratio(z, fz):
+        return jnp.linalg.norm(fz - z) / jnp.linalg.norm(fz)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def more(state, steps):
+        def step(state, _):
+            state = rule.advance(f, state)
+            z = rule.returned(state)
+            return state, (ratio(z, f(z)), ratio(*rule.known(state)))
+
+        return lax.scan(step, state, length=steps)
+
+    state = jax.jit(lambda z0: rule.start(f, z0))(z0)
+    returned, known = np.zeros(0), np.zeros(0)
+    while len(known) < LARGEST_BUDGET:
+        state, found = more(state, 64 if len(known) < 256 else 1024)
+        returned, known = (np.append(a, b) for a, b in zip((returned, known), found, strict=True))
+        if (known <= rtol).any():
+            return int(np.argmax(returned <= rtol)) + 1, int(np.argmax(known <= rtol)) + 1
+        if not np.isfinite(known[-1]):
+            raise RuntimeError(f"diverged; best residual {np.nanmin(known):.1e}")
+    raise RuntimeError(f"not reached in {LARGEST_BUDGET} steps; best {np.nanmin(known):.1e}")
+
+
+def forward_call(cell: Cell, solve: Callable) -> Callable[[], Any]:
+    theta, x, z0 = jax.tree.map(jnp.asarray, (cell.theta, cell.x, cell.z0))
+    return functools.partial(jax.jit(lambda th, x, z0: solve(cell.f, z0, th, x)), theta, x, z0)
+
+
+def both_call(cell: Cell, solve: Callable) -> Callable[[], Any]:
+    """θ̄ and x̄ of ⟨v, z*⟩."""
+    theta, x, z0 = jax.tree.map(jnp.asarray, (cell.theta, cell.x, cell.z0))
+
+    def loss(theta, x, z0):
+        return jnp.vdot(cell.v, solve(cell.f, z0, theta, x))
+
+    return functools.partial(jax.jit(jax.value_and_grad(loss, (0, 1))), theta, x, z0)
+
+
+def solved_adjoint(cell: Cell, solve: Callable) -> tuple[Any, Any]:
+    """z* and the u that a library's backward pass used: the gradient of b in f(z) + b."""
+
+    def f(z, theta, x):
+        return cell.f(z, theta["cell"], x) + theta["shift"]
+
+    def loss(shift, theta, x, z0):
+        z = solve(f, z0, {"cell": theta, "shift": shift}, x)
+        return jnp.vdot(cell.v, z), z
+
+    theta, x, z0 = jax.tree.map(jnp.asarray, (cell.theta, cell.x, cell.z0))
+    u, z = jax.jit(jax.grad(loss, has_aux=True))(jnp.zeros_like(z0), theta, x, z0)
+    return z, u
+
+
+def _forward(cell, rtol, name, label, variant: Variant) -> Entry:
+    if variant.rule is None:
+        budget, known = _search(cell, rtol, variant), None
+    else:
+        f = functools.partial(cell.f, theta=cell.theta, x=cell.x)
+        budget, known = fewest(f, jnp.asarray(cell.z0), variant.rule, rtol)
+    call = forward_call(cell, variant.solve(budget, None))
+    evals = variant.evals
+    return Entry(
+        name,
+        label,
+        call,
+        residual=true_residual(cell, call()),
+        evals=None if evals is None or known is None else evals(known),
+        budget_evals=None if evals is None else evals(budget),
+        budget=budget,
+    )
+
+
+def _search(cell, rtol, variant: Variant) -> int:
+    """The fewest steps of a library that shows no steps: tried one by one."""
+    residual = np.inf
+    for budget in range(1, 13):
+        residual = true_residual(cell, forward_call(cell, variant.solve(budget, None))())
+        if residual <= rtol:
+            return budget
+    raise RuntimeError(f"not reached in {budget} Newton steps; last {residual:.1e}")
+
+
+def _both(cell, rtol, name, entry: Entry, label, rule: Rule | None) -> Entry:
+    variant = library(name).forward[entry.variant]
+    if rule is not None:
+        z = entry.call()
+        budget, _ = fewest(adjoint_map(cell, z), jnp.asarray(cell.v), rule, rtol)
+        candidates = [budget, budget + 1, budget + 2]
+
+        def reach(candidate):
+            return solved_adjoint(cell, variant.solve(entry.budget, (label, candidate)))
+    else:
+        candidates = list(TOLERANCES)
+        # The tolerance is traced: one compilation for the whole grid.
+        reach = jax.jit(lambda tol: solved_adjoint(cell, variant.solve(entry.budget, (label, tol))))
+    best = np.inf
+    for candidate in candidates:
+        reached = adjoint_residual(cell, *reach(candidate))
+        if reached <= rtol:
+            solve = variant.solve(entry.budget, (label, candidate))
+            name_ = f"{entry.variant} + {label} ({candidate:.3g})"
+            return Entry(name, name_, both_call(cell, solve), residual=reached)
+        best = min(best, reached)
+    raise RuntimeError(f"adjoint not reached; best residual {best:.1e}")
+
+
+# ---------------------------------------------------------------------- deqjax
+
+DEQJAX: dict[str, deqjax.Solver] = {
+    "picard": deqjax.Picard(),
+    "anderson(5)": deqjax.Anderson(memory=5),
+    "broyden(10)": deqjax.Broyden(memory=10),
+    "anderson(12)": deqjax.Anderson(memory=12),
+}
+AXES = (None, 0)
+
+
+def deqjax_solve(solver: deqjax.Solver, rtol: float, axis: int | None, **options) -> Callable:
+    def solve(f, z0, theta, x):
+        return deqjax.fixed_point(
+            f,
+            z0,
+            theta,
+            x,
+            solver=solver,
+            rtol=rtol,
+            max_steps=LARGEST_BUDGET,
+            batch_axis=axis,
+            **options,
+        )
+
+    return solve
+
+
+def _deqjax_forward(cell: Cell, rtol: float) -> Iterator[Entry | str]:
+    for label, solver in DEQJAX.items():
+        for axis in AXES:
+            yield _attempt(f"deqjax {label}", _one_deqjax, cell, rtol, label, solver, axis)
+
+
+def _one_deqjax(cell, rtol, label, solver, axis) -> Entry:
+    solve = deqjax_solve(solver, rtol, axis)
+    stats = forward_call(cell, lambda *given: solve(*given).stats)()
+    if not np.asarray(stats.converged).all():
+        raise RuntimeError(f"not converged: {float(jnp.max(stats.rel_residual)):.1e}")
+    call = forward_call(cell, lambda *given: solve(*given).z)
+    evals = int(np.max(np.asarray(stats.f_evals)))
+    return Entry("deqjax", f"{label} axis={axis}", call, true_residual(cell, call()), evals, evals)
+
+
+def _deqjax_both(cell: Cell, rtol: float, entry: Entry) -> Iterator[Entry | str]:
+    label, axis = entry.variant.split(" axis=")
+    for adjoint in (None, "picard", "anderson", "broyden", "gmres"):
+        solve = deqjax_solve(
+            DEQJAX[label], rtol, None if axis == "None" else int(axis), adjoint_solver=adjoint
+        )
+        name = f"{entry.variant} + {adjoint or 'default'}"
+        yield _attempt(f"deqjax {name}", _deqjax_pair, cell, rtol, name, solve)
+
+
+def _deqjax_pair(cell, rtol, name, solve) -> Entry:
+    reached = adjoint_residual(cell, *solved_adjoint(cell, lambda *given: solve(*given).z))
+    # Its own test, in its own summation order: the last digits may differ.
+    if reached > 1.05 * rtol:
+        raise RuntimeError(f"adjoint not reached: {reached:.1e}")
+    return Entry("deqjax", name, both_call(cell, lambda *given: solve(*given).z), reached)
+
+
+# ---------------------------------------------------------------------- jaxopt
+
+_PICARD = Rule(
+    start=lambda f, z0: (z0, z0),
+    advance=lambda f, state: (state[1], f(state[1])),
+    known=lambda state: state,
+    returned=lambda state: state[1],
+)
+
+
+def _jaxopt() -> Library:
+    """Anderson as documented and with a ridge that does not slow it down; Broyden on z − f(z),
+    since its B₀ is +I, without the line search; linear solvers for the adjoint."""
+    import jaxopt
+    from jaxopt import linear_solve
+
+    linear = {
+        "normal_cg": linear_solve.solve_normal_cg,  # its default
+        "bicgstab": linear_solve.solve_bicgstab,
+        # Not in batches of 20, which would overshoot.
+        "gmres": functools.partial(linear_solve.solve_gmres, solve_method="incremental"),
+    }
+
+    def variant(kind, rule, evals, root=False, **options):
+        def solve(k, backward):
+            settings: dict[str, Any] = dict(options, maxiter=k, tol=0.0)
+            if backward is not None:
+                label, tol = backward
+                settings["implicit_diff_solve"] = functools.partial(
+                    linear[label], tol=tol, maxiter=500
+                )
+
+            def run(f, z0, theta, x):
+                g = (lambda z, theta, x: z - f(z, theta, x)) if root else f
+                return kind(g, **settings).run(z0, theta, x).params
+
+            return run
+
+        return Variant(rule, evals, solve)
+
+    def stepped(kind, known, root=False, **options):
+        def make(f):
+            return kind((lambda z: z - f(z)) if root else f, maxiter=1, tol=0.0, **options)
+
+        return Rule(
+            start=lambda f, z0: (z0, make(f).init_state(z0)),
+            advance=lambda f, state: tuple(make(f).update(*state)),
+            known=known,
+            returned=lambda state: state[0],
+        )
+
+    def anderson(**options):
+        kind = jaxopt.AndersonAcceleration
+
+        def known(state):
+            fz, state = state
+            last = (state.iter_num - 1) % options["history_size"]
+            return fz - state.residuals_history[last], fz
+
+        return variant(kind, stepped(kind, known, **options), lambda k: k, **options)
+
+    root = {"stepsize": 1.0, "history_size": 10}
+    return Library(
+        forward={
+            "picard": variant(jaxopt.FixedPointIteration, _PICARD, lambda k: k),
+            "anderson(5)": anderson(history_size=5),
+            "anderson(6, ridge=1e-8)": anderson(history_size=6, ridge=1e-8),
+            "broyden(10)": variant(
+                jaxopt.Broyden,
+                stepped(jaxopt.Broyden, lambda s: (s[0], s[0] - s[1].value), root=True, **root),
+                lambda k: k + 1,
+                root=True,
+                **root,
+            ),
+        },
+        backward=dict.fromkeys(linear),
+    )
+
+
+# ---------------------------------------------------------------------- optimistix
+
+
+def _optimistix() -> Library:
+    """Its fixed-point iteration, and Newton with GMRES, which is its way for large systems; the
+    adjoint by GMRES or BiCGStab too (the default one builds the Jacobian)."""
+    import lineax
+    import optimistix
+
+    def linear(label, tol):
+        options = {"rtol": tol, "atol": tol * 1e-3, "max_steps": 500}
+        if label == "bicgstab":
+            return lineax.BiCGStab(**options)
+        return lineax.GMRES(**options, restart=8 if label == "gmres(8)" else 20)
+
+    def variant(solver, rule, evals):
+        def solve(k, backward):
+            adjoint = optimistix.ImplicitAdjoint(linear_solver=linear(*(backward or ("gmres", 1))))
+
+            def run(f, z0, theta, x):
+                return optimistix.fixed_point(
+                    lambda z, args: f(z, *args),
+                    solver,
+                    z0,
+                    args=(theta, x),
+                    max_steps=k,
+                    adjoint=adjoint,
+                    throw=False,
+                ).value
+
+            return run
+
+        return Variant(rule, evals, solve)
+
+    newton = optimistix.Newton(rtol=0.0, atol=1e-30, linear_solver=linear("gmres", 1e-2))
+    picard = optimistix.FixedPointIteration(rtol=0.0, atol=1e-30)
+    return Library(
+        forward={
+            "picard": variant(picard, _PICARD, lambda k: k),
+            "newton(gmres)": variant(newton, None, None),
+        },
+        backward={"gmres": None, "gmres(8)": None, "bicgstab": None},
+    )
+
+
+# ---------------------------------------------------------------------- banax
+
+
+def _banax() -> Library:
+    from banax import adjoint
+    from banax import solver as solvers
+
+    # Positive tolerances: with both at zero it takes its own status for an array, and fails.
+    def make(kind, k, **options):
+        return kind(rtol=1e-30, atol=0.0, max_steps=k, **options)
+
+    kinds = {
+        "picard": (solvers.Picard, {}),
+        "anderson(5)": (solvers.Anderson, {"depth": 5}),
+        "anderson(5, ridge=1e-10)": (solvers.Anderson, {"depth": 5, "ridge": 1e-10}),
+        "broyden(10)": (solvers.Broyden, {"history_size": 10}),
+        "broyden(10, no clip)": (solvers.Broyden, {"history_size": 10, "spectral_clip": None}),
+    }
+
+    def rule(label):
+        kind, options = kinds[label]
+        solver = make(kind, 1, **options)
+
+        def advance(f, state):
+            z, _, inner = state
+            return solver.step(lambda z: (f(z), None), z, inner)[:3]
+
+        def start(f, z0):
+            return z0, z0, solver.init(lambda z: (f(z), None), z0)[0]
+
+        return Rule(start, advance, lambda s: s[:2], lambda s: s[0])
+
+    def variant(label):
+        kind, options = kinds[label]
+
+        def solve(k, backward):
+            forward = make(kind, k, **options)
+            label_b, k_b = backward or (label, 1)
+            kind_b, options_b = kinds[label_b]
+            both = adjoint.Implicit(forward, make(kind_b, k_b, **options_b))
+
+            def run(f, z0, theta, x):
+                return both((f, (theta, x)), z0).value
+
+            return run
+
+        return Variant(rule(label), lambda k: k + 1, solve)
+
+    return Library(
+        forward={label: variant(label) for label in kinds},
+        backward={label: rule(label) for label in kinds},
+    )
+
+
+# ---------------------------------------------------------------------- for the other benchmarks
+
+
+def fixed_steps(cell: Cell, steps: int, settings: Settings) -> dict[str, Callable[[], Any]]:
+    """Calls of exactly `steps` steps of the peers' iterations, and of torch's own f."""
+    calls = {}
+    for name in present(settings, say=lambda line: None):
+        if name == "torchdeq":
+            from . import peers_torch
+
+            calls |= peers_torch.fixed_steps(cell, steps, settings)
+            continue
+        for label, variant in library(name).forward.items():
+            if label in ("picard", "anderson(5)", "broyden(10)"):
+                calls[f"{name} {label}"] = forward_call(cell, variant.solve(steps, None))
+    return calls
+
+
+def verify_counts(cell: Cell, names: list[str], steps: int = 4) -> None:
+    """Check by counting, on a small cell, what `evals` says of every iteration in JAX.
+
+    torchdeq's are counted in every run.
+    """
+    counts = {}
+    for name in names:
+        if name != "torchdeq":
+            for label, variant in library(name).forward.items():
+                if variant.evals is not None:
+                    counted = counted_evals(cell, variant.solve(steps, None))
+                    counts[f"{name} {label}"] = (counted, variant.evals(steps))
+    for label, solver in DEQJAX.items():
+        fixed = replace(solver, rtol=0.0, atol=0.0, max_steps=steps)
+        solve = lambda f, z0, theta, x, s=fixed: deqjax.fixed_point(f, z0, theta, x, solver=s)
+        stats = forward_call(cell, lambda *given, solve=solve: solve(*given).stats)()
+        counted = counted_evals(cell, lambda *given, solve=solve: solve(*given).z)
+        counts[f"deqjax {label}"] = (counted, int(stats.f_evals))
+    wrong = {name: pair for name, pair in counts.items() if pair[0] != pair[1]}
+    if wrong:
+        raise RuntimeError(f"evaluations (counted, claimed) differ: {wrong}")
+
+
+def counted_evals(cell: Cell, solve: Callable) -> int:
+    """How often f really ran: a callback counts, pure, so that what XLA drops is not counted."""
+    calls = []
+
+    def count(z):
+        calls.append(1)
+        return np.zeros((), np.float32)
+
+    def f(z, theta, x):
+        one = jax.pure_callback(count, jax.ShapeDtypeStruct((), jnp.float32), z)
+        return cell.f(z, theta, x) + one
+
+    jax.block_until_ready(jax.jit(lambda: solve(f, jnp.asarray(cell.z0), cell.theta, cell.x))())
+    return len(calls)
