@@ -8,6 +8,7 @@ moment it ends, so that a solver holds nothing but its update rule.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -222,6 +223,7 @@ def _like_mine(given: PyTree, mine: PyTree) -> PyTree:
 def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
     active = c.status == Status.RUNNING
     freeze = rules.freeze
+    f = replace(f, frozen=(c.point.z, active)) if freeze else f
     step = solver.step(f, c.point, c.solver_state, rules.age + c.k, active if freeze else None)
     residual, f_norm = step.point.norms()
 
@@ -238,7 +240,6 @@ def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
 
     point, solver_state = step.point, step.state
     if freeze:
-        point = select(active, point, c.point)
         solver_state = select(active, solver_state, c.solver_state)
     trace = c.trace
     if trace is not None:

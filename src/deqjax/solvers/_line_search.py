@@ -50,8 +50,7 @@ def backtrack(
         def move(z, d):
             return z.astype(wide(z.dtype)) + per_sample(t, d).astype(d.dtype) * d
 
-        z = cast_like(jax.tree.map(move, point.z, direction), point.z)
-        return Point(z, f(z))
+        return f.at(cast_like(jax.tree.map(move, point.z, direction), point.z))
 
     def judge(new: Point, t):
         size = norm(new.residual)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from .._errors import check_dtype, check_integer, check_tolerance
 from .._small import solve_small
 from .._state import History, cast_like, dot, finite, subtract, wide, zero_scalars
-from .base import Point, Solver, Step, eps
+from .base import Solver, Step, eps
 
 
 class AndersonState(NamedTuple):
@@ -75,20 +75,19 @@ class Anderson(Solver):
     def step(self, f, point, state, k, active):
         """z⁺ = z + β r − ΔY γ, then one new column for ΔR and ΔY."""
         r = point.residual
-        suggested = self._suggest(point.z, r)
+        suggested = self._suggest(point, r)
         memory = state.gram.shape[-1]
         if memory == 0:
-            z = cast_like(suggested, point.z) if self.mixing != 1.0 else point.fz
-            return Step(Point(z, f(z)), state)
+            return Step(f.at(cast_like(suggested, point.z)), state)
 
         gamma = self._gamma(state.gram, state.d_r_r, eps(point.z))
         z = cast_like(subtract(suggested, state.d_y.combine(gamma)), point.z)
-        new = Point(z, f(z))
+        new = f.at(z)
         r_new = new.residual
 
         slot = k % memory
         d_r = state.d_r.rounded(subtract(r_new, r))
-        d_y = subtract(self._suggest(new.z, r_new), suggested)
+        d_y = subtract(self._suggest(new, r_new), suggested)
         row = state.d_r.dots(d_r)
         # Where storing rounds, ΔRᵀr cannot be carried along: it takes a pass of its own.
         d_r_r = state.d_r_r + row if state.d_r.holds(r) else state.d_r.dots(r_new)
@@ -106,8 +105,11 @@ class Anderson(Solver):
             ),
         )
 
-    def _suggest(self, z, r):
-        return jax.tree.map(lambda x, dx: x.astype(wide(x.dtype)) + self.mixing * dx, z, r)
+    def _suggest(self, point, r):
+        """z + β r, in float32 at least; f(z) itself where β = 1."""
+        if self.mixing == 1.0:
+            return jax.tree.map(lambda x: x.astype(wide(x.dtype)), point.fz)
+        return jax.tree.map(lambda x, dx: x.astype(wide(x.dtype)) + self.mixing * dx, point.z, r)
 
     def _gamma(self, gram, b, round_off):
         diagonal = jnp.diagonal(gram, axis1=1, axis2=2)

@@ -12,7 +12,7 @@ from jax import lax
 
 from .._closure import vary_like
 from .._errors import check_integer, check_tolerance
-from .._state import norm, scalar_dtype, subtract
+from .._state import norm, scalar_dtype, select, subtract
 
 PyTree = Any
 
@@ -48,13 +48,22 @@ class Cell:
         call: z -> f(z).
         collectives: named axes over which f communicates. Devices along them must take the same
             number of steps in every loop that calls f, or they would wait for each other for ever.
+        frozen: where the samples that have ended are, and (batch,) which ones go on; None if all.
     """
 
     call: Callable
     collectives: tuple = ()
+    frozen: tuple[PyTree, jax.Array] | None = None
 
     def __call__(self, z: PyTree) -> PyTree:
         return self.call(z)
+
+    def at(self, z: PyTree) -> Point:
+        """The next point of a step: z and f(z). Samples that have ended stay where they are."""
+        if self.frozen is not None:
+            where, going = self.frozen
+            z = select(going, z, where)
+        return Point(z, self.call(z))
 
     def anywhere(self, mask: jax.Array) -> jax.Array:
         """Whether any sample is in the mask, on any device that f communicates with."""

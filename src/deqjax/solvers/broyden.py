@@ -12,7 +12,7 @@ from .._errors import check_dtype, check_integer
 from .._small import solve_small
 from .._state import History, cast_like, dot, finite, subtract, zero_scalars
 from ._line_search import backtrack
-from .base import Point, Solver, Step, eps
+from .base import Solver, Step, eps
 
 # How much ‖g‖ may grow in a step of the line search.
 GROWTH = 2.0
@@ -90,7 +90,7 @@ class Broyden(Solver):
             new, f_evals = backtrack(f, point, direction, active, growth=GROWTH)
         else:
             z = cast_like(subtract(point.fz, correction), point.z)
-            new, f_evals = Point(z, f(z)), 1
+            new, f_evals = f.at(z), 1
         s = state.d_z.rounded(subtract(new.z, point.z))
         d_f = state.d_f.rounded(subtract(new.fz, point.fz))
         return Step(new, self._learn(state, slot, s, d_f, new.residual, active), f_evals)

@@ -48,7 +48,7 @@ class GMRES(Solver):
         """z⁺ = z + d."""
         d, products = self._direction(f, point, 0.0, active)
         z = cast_like(jax.tree.map(lambda x, y: x.astype(y.dtype) + y, point.z, d), point.z)
-        return Step(Point(z, f(z)), state, products + 2)
+        return Step(f.at(z), state, products + 2)
 
     def _direction(self, f: Cell, point: Point, forcing, active):
         """d with ‖(I − J) d − r‖ ≤ max(η ‖r‖, half the tolerance), and its products."""

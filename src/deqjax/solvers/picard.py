@@ -8,7 +8,7 @@ import jax
 
 from .._errors import check_fraction
 from .._state import cast_like, wide
-from .base import Point, Solver, Step
+from .base import Solver, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,4 +45,4 @@ class Picard(Solver):
                 lambda x, r: x.astype(wide(x.dtype)) + self.damping * r, point.z, point.residual
             )
             z = cast_like(z, point.z)
-        return Step(Point(z, f(z)), state)
+        return Step(f.at(z), state)
