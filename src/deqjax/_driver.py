@@ -91,10 +91,10 @@ def run(
     carry, age = _start(f, z0, solver, phases[-1][0], tol, trace, resume)
     rules = _Rules(solver, tol, age, freeze=batched or bool(collectives), loop=loop)
     cell = Cell(f, collectives)
-    for phase, steps in phases:
-        if phase is not phases[-1][0]:
-            carry = _phase(cell, carry, phase, rules, steps)
-    carry = _stages(cell, carry, phases[-1][0], rules, stages)
+    *first, (last, _) = phases
+    for phase, steps in first:
+        carry = _phase(cell, carry, phase, rules, steps or tol.max_steps)
+    carry = _stages(cell, carry, last, rules, stages)
     if stages:
         carry = _checked(f, carry, rules)
     return _finish(carry, age)

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import deqjax
-from deqjax.nn import DEQ
+from deqjax.nn import DEQ, TransformerCell, TransformerInput
 
 D = 3
 # Picard compiles fastest; what the others do differently is tested with the core.
@@ -356,3 +356,16 @@ def test_wrong_options_fail_in_the_constructor_with_one_sentence(options, senten
     with pytest.raises((TypeError, ValueError), match=sentence) as caught:
         DEQ(Affine(), **options)
     assert "\n" not in str(caught.value)
+
+
+def test_compaction_with_a_transformer_and_its_dropout():
+    """Masks are drawn once per solve, a row a sample, so that a part of the batch has its own."""
+    x = jax.random.normal(jax.random.key(1), (8, 5, 8)) * jnp.geomspace(1, 30, 8)[:, None, None]
+    solutions = []
+    for solver in ("anderson", deqjax.Compacted("anderson", stages=2)):
+        cell = TransformerCell(8, heads=2, d_inner=16, dropout=0.3, rngs=nnx.Rngs(0))
+        solutions.append(DEQ(cell, solver=solver, rtol=1e-8, max_steps=400)(TransformerInput(x)))
+    plain, compacted = solutions
+    assert bool(compacted.stats.converged.all())
+    assert len(set(np.asarray(plain.stats.steps).tolist())) > 2
+    np.testing.assert_allclose(compacted.z, plain.z, atol=1e-6)

@@ -79,6 +79,7 @@ class Reversible(Adjoint):
         beta = self.damping
         last: Pair = end.state
         steps = end.steps
+        assert steps is not None, "`keeps_state` asks for it"
         theta, once = jax.vjp(lambda theta: vary_with(theta, last.z), theta)
         theta_bar = jax.tree.map(jnp.zeros_like, theta)
         zero = jax.tree.map(jnp.zeros_like, v)

@@ -103,14 +103,22 @@ class DEQ(nnx.Module):
         inject = getattr(self.cell, "inject", None)
         context = x if inject is None else inject(x)
         graph, state = nnx.split(self.cell)
+        # Arrays of the context are arguments of f, so that a solver can pick samples from them;
+        # whatever else is in it (a length, a name) stays as it is.
+        leaves, form = jax.tree.flatten(context)
+        is_array = [isinstance(x, jax.Array) for x in leaves]
+        arrays = [x for x, a in zip(leaves, is_array, strict=True) if a]
 
-        def f(z):
-            return nnx.merge(graph, state, copy=True)(z, context)
+        def f(z, arrays):
+            given = iter(arrays)
+            filled = [next(given) if a else x for x, a in zip(leaves, is_array, strict=True)]
+            return nnx.merge(graph, state, copy=True)(z, jax.tree.unflatten(form, filled))
 
         if depth is None:
             solution = fixed_point(
                 f,
                 z0,
+                arrays,
                 solver=self.solver,
                 adjoint=self.adjoint,
                 batch_axis=self.batch_axis,
@@ -119,7 +127,7 @@ class DEQ(nnx.Module):
                 adjoint_probe=adjoint_probe,
             )
         else:
-            solution = _stack(f, z0, depth, self.batch_axis)
+            solution = _stack(lambda z: f(z, arrays), z0, depth, self.batch_axis)
         if _has_other_state(state):
             self.cell(*jax.lax.stop_gradient((solution.z, context)))
         return solution

@@ -73,16 +73,21 @@ class DEQ(nn.Module):
         keys = {name: self.make_rng(name) for name in scope.rngs}
         mutable = scope.mutable or []
 
-        def call(z):
+        def call(z, x):
             # `apply` restarts the streams: the same keys, so the same masks, at every step.
             return cell.apply(variables, z, x, rngs=keys, mutable=mutable)
 
         solver, adjoint = self._choose()
         solution = fixed_point(
-            lambda z: call(z)[0], z0, solver=solver, adjoint=adjoint, batch_axis=self.batch_axis
+            lambda z, x: call(z, x)[0],
+            z0,
+            x,
+            solver=solver,
+            adjoint=adjoint,
+            batch_axis=self.batch_axis,
         )
         if mutable and not self.is_initializing():
-            _, updates = call(jax.lax.stop_gradient(solution.z))
+            _, updates = call(jax.lax.stop_gradient(solution.z), x)
             for kind in updates.keys() - {"params"}:
                 for name, value in updates[kind].items():
                     self.cell.put_variable(kind, name, value)
