@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def solve_small(a: jax.Array, b: jax.Array, drop: float) -> jax.Array:
-    """Solve A x = b by Gauss–Jordan elimination in the order given, dropping dead pivots.
+def solve_small(a: jax.Array, b: jax.Array, drop: float, first: jax.Array | int = 0) -> jax.Array:
+    """Solve A x = b by Gauss–Jordan elimination in a given order, dropping dead pivots.
 
     A pivot of magnitude at most `drop` marks a direction that the earlier ones already explain:
     its unknown is set to zero, which is what skipping the pair would have done. The systems come
@@ -20,23 +20,25 @@ def solve_small(a: jax.Array, b: jax.Array, drop: float) -> jax.Array:
         a: (batch, m, m).
         b: (batch, m).
         drop: pivots at or below this are dropped.
+        first: the pivot to start from; the others follow in turn, past the end to the beginning.
 
     Returns:
         x, (batch, m).
     """
     m = a.shape[-1]
     ab = jnp.concatenate([a, b[..., None]], axis=-1)
-    index = jnp.arange(m)
+    index = lax.iota(jnp.int32, m)
 
-    def eliminate(k, ab):
+    def eliminate(turn, ab):
+        k = (first + turn) % m
         row = lax.dynamic_index_in_dim(ab, k, axis=1, keepdims=False)
         column = lax.dynamic_index_in_dim(ab, k, axis=2, keepdims=False)
         pivot = lax.dynamic_index_in_dim(row, k, axis=1)
         alive = jnp.abs(pivot) > drop
         row = row * jnp.where(alive, 1.0 / jnp.where(alive, pivot, 1.0), 0.0)
-        column = jnp.where(index == k, 0.0, column)
-        ab = ab - column[:, :, None] * row[:, None]
-        return jnp.where((index == k)[:, None], row[:, None], ab)
+        return jnp.where(
+            (index == k)[:, None], row[:, None], ab - column[:, :, None] * row[:, None]
+        )
 
     # A loop, not m copies of its body: it compiles in less time and, on the CPU, runs in less too.
     return lax.fori_loop(0, m, eliminate, ab)[..., -1]

@@ -124,6 +124,19 @@ def finite(active: jax.Array | None, *products: jax.Array) -> jax.Array:
     return good if active is None else good & active
 
 
+def put_column(slot, column: jax.Array, a: jax.Array) -> jax.Array:
+    """a, (batch, ..., m), with entry or column `slot` replaced by (batch, ...)."""
+    # A mask and not an update slice: it fuses with whatever else is done to a small array.
+    here = lax.iota(jnp.int32, a.shape[-1]) == slot
+    return jnp.where(here, column[..., None], a)
+
+
+def put_row(slot, row: jax.Array, a: jax.Array) -> jax.Array:
+    """a, (batch, m, m), with row `slot` replaced by (batch, m)."""
+    here = lax.iota(jnp.int32, a.shape[-2]) == slot
+    return jnp.where(here[:, None], row[:, None, :], a)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class History:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import deqjax
-from deqjax.solvers.base import Point
+from deqjax.solvers.base import Cell, Point
 
 from .cells import (
     SMALL,
@@ -196,7 +196,7 @@ def anderson_gamma(d_r, r):
         gram=jnp.asarray(d_r.T @ d_r)[None],
     )
     state = solver.resume(state, point)
-    new = solver.step(lambda z: z, point, state, jnp.int32(m), None).point.z[0]
+    new = solver.step(Cell(lambda z: z), point, state, jnp.int32(m), None).point.z[0]
     return np.asarray(r - new)[:m]
 
 
@@ -260,7 +260,7 @@ def test_broyden_is_the_textbook_method_iterate_by_iterate(memory):
     steps = 9
     solver = deqjax.Broyden(memory=memory)
     f = lambda z: tanh_cell(z, theta, x)
-    step = jax.jit(lambda point, state, k: solver.step(f, point, state, k, None))
+    step = jax.jit(lambda point, state, k: solver.step(Cell(f), point, state, k, None))
     point = Point(jnp.zeros((1, 8)), f(jnp.zeros((1, 8))))
     state = solver.init(point, 100)
     iterates = [point.z[0]]
@@ -329,7 +329,7 @@ def test_broyden_starts_with_a_picard_step():
     f = lambda z: tanh_cell(z, theta, x)
     z = jnp.ones((1, 6))
     point = Point(z, f(z))
-    new = solver.step(f, point, solver.init(point, 10), jnp.int32(0), None).point
+    new = solver.step(Cell(f), point, solver.init(point, 10), jnp.int32(0), None).point
     np.testing.assert_array_equal(new.z, point.fz)
 
 

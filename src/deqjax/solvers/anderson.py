@@ -10,7 +10,17 @@ import jax.numpy as jnp
 
 from .._errors import check_dtype, check_integer, check_tolerance
 from .._small import solve_small
-from .._state import History, cast_like, dot, finite, subtract, wide, zero_scalars
+from .._state import (
+    History,
+    cast_like,
+    dot,
+    finite,
+    put_column,
+    put_row,
+    subtract,
+    wide,
+    zero_scalars,
+)
 from .base import Solver, Step, eps
 
 
@@ -91,9 +101,9 @@ class Anderson(Solver):
         row = state.d_r.dots(d_r)
         # Where storing rounds, ΔRᵀr cannot be carried along: it takes a pass of its own.
         d_r_r = state.d_r_r + row if state.d_r.holds(r) else state.d_r.dots(r_new)
-        row = row.at[:, slot].set(dot(d_r, d_r))
-        gram = state.gram.at[:, slot, :].set(row).at[:, :, slot].set(row)
-        d_r_r = d_r_r.at[:, slot].set(dot(d_r, r_new))
+        row = put_column(slot, dot(d_r, d_r), row)
+        gram = put_column(slot, row, put_row(slot, row, state.gram))
+        d_r_r = put_column(slot, dot(d_r, r_new), d_r_r)
         kept = finite(active, row, d_r_r)
         return Step(
             new,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from .._errors import check_dtype, check_integer
 from .._small import solve_small
-from .._state import History, cast_like, dot, finite, subtract, zero_scalars
+from .._state import History, cast_like, dot, finite, put_column, put_row, subtract, zero_scalars
 from ._line_search import backtrack
 from .base import Solver, Step, eps
 
@@ -104,13 +104,14 @@ class Broyden(Solver):
         row, column = state.d_f.dots(s), state.d_z.dots(y)
         # Where storing rounds, ΔZᵀg cannot be carried along: it takes a pass of its own.
         d_z_g = state.d_z_g + column if state.d_z.holds(s) else state.d_z.dots(g)
-        kernel = state.kernel.at[:, slot, :].set(row).at[:, :, slot].set(column)
         square = dot(s, s)
         length = jnp.where(square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
         small = dict(
-            kernel=kernel.at[:, slot, slot].set(dot(s, y)),
-            inverse_length=state.inverse_length.at[:, slot].set(length),
-            d_z_g=d_z_g.at[:, slot].set(dot(s, g)),
+            kernel=put_column(
+                slot, put_column(slot, dot(s, y), column), put_row(slot, row, state.kernel)
+            ),
+            inverse_length=put_column(slot, length, state.inverse_length),
+            d_z_g=put_column(slot, dot(s, g), d_z_g),
         )
         kept = finite(active, row, column, d_z_g)
         return BroydenState(
@@ -121,10 +122,8 @@ class Broyden(Solver):
         """K⁻¹ ΔZᵀ g by eliminating the pairs from oldest to newest, each scaled to ‖s‖ = 1."""
         scale = state.inverse_length
         kernel = state.kernel * scale[:, :, None] * scale[:, None, :]
-        kernel = jnp.roll(kernel, (-oldest, -oldest), axis=(1, 2))
-        b = jnp.roll(scale * state.d_z_g, -oldest, axis=1)
-        gamma = solve_small(kernel, b, drop=10 * round_off)
-        return scale * jnp.roll(gamma, oldest, axis=1)
+        b = scale * state.d_z_g
+        return scale * solve_small(kernel, b, drop=10 * round_off, first=oldest)
 
     @staticmethod
     def minus_inverse_transposed(state: BroydenState, steps, w):
