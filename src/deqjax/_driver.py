@@ -215,7 +215,7 @@ def _like_mine(given: PyTree, mine: PyTree) -> PyTree:
     if form(given) != form(mine):
         raise ValueError(
             "resume= holds the state of a solve unlike this one: it must come from the same solver "
-            "with the same memory and max_steps, and from a z0 of the same shapes and batch_axis"
+            "with the same memory, and from a z0 of the same shapes and batch_axis"
         )
     return given
 

@@ -341,7 +341,8 @@ def state_bytes(tree):
 
 
 @pytest.mark.parametrize("solver", ["anderson", "broyden"])
-def test_history_does_not_grow_with_max_steps(solver):
+def test_the_state_does_not_depend_on_max_steps(solver):
+    """So that memory is flat, and a solve can be resumed with another budget."""
     theta, x = tanh_parameters(6)
 
     def size(**options):
@@ -350,7 +351,7 @@ def test_history_does_not_grow_with_max_steps(solver):
         )
         return state_bytes(shapes.state)
 
-    assert size(max_steps=1000) == size(max_steps=50) > size(max_steps=2)
+    assert size(max_steps=1000) == size(max_steps=50) == size(max_steps=2)
     assert size() == size(max_steps=1000)  # and the default is bounded too
 
 
@@ -379,8 +380,7 @@ def test_memory_larger_than_max_steps(make):
     huge, enough = (
         solve(tanh_cell, np.zeros(6), theta, x, solver=make(memory=m), **options) for m in (50, 4)
     )
-    np.testing.assert_array_equal(huge.stats.trace, enough.stats.trace)
-    assert state_bytes(huge.state) == state_bytes(enough.state)
+    np.testing.assert_allclose(huge.stats.trace, enough.stats.trace, rtol=1e-9)
 
 
 def test_memory_matters():

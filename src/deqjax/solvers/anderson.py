@@ -71,7 +71,7 @@ class Anderson(Solver):
             raise ValueError(f"mixing must be in (0, 2], such as 1.0; got {self.mixing!r}")
 
     def init(self, point, max_steps):
-        m = min(self.memory, max_steps)
+        m = self.memory
         return AndersonState(
             d_r=History.zeros(point.z, m, self.history_dtype),
             d_y=History.zeros(point.z, m, self.history_dtype),

@@ -68,7 +68,7 @@ class Broyden(Solver):
         return self.line_search
 
     def init(self, point, max_steps):
-        m = max(1, min(self.memory, max_steps))
+        m = self.memory
         return BroydenState(
             d_z=History.zeros(point.z, m, self.history_dtype),
             d_f=History.zeros(point.z, m, self.history_dtype),
@@ -91,8 +91,8 @@ class Broyden(Solver):
         else:
             z = cast_like(subtract(point.fz, correction), point.z)
             new, f_evals = f.at(z), 1
-        s = state.d_z.rounded(subtract(new.z, point.z))
-        d_f = state.d_f.rounded(subtract(new.fz, point.fz))
+        s = subtract(new.z, point.z)
+        d_f = subtract(new.fz, point.fz)
         return Step(new, self._learn(state, slot, s, d_f, new.residual, active), f_evals)
 
     def _learn(self, state, slot, s, d_f, g, active):
@@ -100,7 +100,10 @@ class Broyden(Solver):
 
         Kᵢⱼ = sᵢᵀΔfⱼ − sᵢᵀsⱼ = sᵢᵀyⱼ where sᵢ is not newer than sⱼ, and sᵢᵀΔfⱼ where it is.
         """
+        # y before s and Δf are rounded to the history's dtype: where J is close to I it is the small
+        # difference of two large vectors.
         y = subtract(d_f, s)
+        s, d_f = state.d_z.rounded(s), state.d_f.rounded(d_f)
         row, column = state.d_f.dots(s), state.d_z.dots(y)
         # Where storing rounds, ΔZᵀg cannot be carried along: it takes a pass of its own.
         d_z_g = state.d_z_g + column if state.d_z.holds(s) else state.d_z.dots(g)
