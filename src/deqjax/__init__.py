@@ -1,5 +1,7 @@
 """deqjax: implicit differentiation and deep equilibrium models in JAX."""
 
+from . import diagnostics as diagnostics
+from . import regularization as regularization
 from ._fixed_point import adjoint_probe as adjoint_probe
 from ._fixed_point import fixed_point as fixed_point
 from ._fixed_point import root_find as root_find

@@ -16,7 +16,12 @@ HEAVY = {
     *("matplotlib", "tyro", "rich", "tensorboardX"),
 }
 CORE = sorted(
-    [*SOURCE.glob("*.py"), *SOURCE.glob("solvers/*.py"), *SOURCE.glob("adjoints/*.py")],
+    [
+        *SOURCE.glob("*.py"),
+        *(path for part in ("solvers", "adjoints") for path in SOURCE.glob(f"{part}/*.py")),
+        # All but the pictures.
+        *(path for path in SOURCE.glob("diagnostics/*.py") if path.stem != "_drawing"),
+    ],
     key=str,
 )
 

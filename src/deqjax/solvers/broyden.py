@@ -100,7 +100,7 @@ class Broyden(Solver):
 
         Kᵢⱼ = sᵢᵀΔfⱼ − sᵢᵀsⱼ = sᵢᵀyⱼ where sᵢ is not newer than sⱼ, and sᵢᵀΔfⱼ where it is.
         """
-        # y before s and Δf are rounded to the history's dtype: where J is close to I it is the small
+        # y before s and Δf are rounded as the history is: where J is close to I it is the small
         # difference of two large vectors.
         y = subtract(d_f, s)
         s, d_f = state.d_z.rounded(s), state.d_f.rounded(d_f)
