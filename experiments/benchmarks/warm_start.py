@@ -13,8 +13,8 @@ from .report import Row, Settings, at_least, info
 
 TITLE = "Warm start: f_evals saved over correlated inputs (rtol 1e-5)"
 LIMIT = 0.30
-# Required at the first. A step changes the input by √(1 − ρ²): 1.4%, 4.5% and 14% of its spread, and
-# at a linear rate a start that is c times closer saves log c of the log 10⁵ that a cold one takes.
+# Required at the first. A step changes the input by √(1 − ρ²) of its spread: 1.4%, 4.5%, 14%. At a
+# linear rate a start that is c times closer saves log c of the log 10⁵ that a cold one takes.
 CORRELATIONS = (0.9999, 0.999, 0.99)
 SOLVERS = ("picard", "anderson", "broyden")
 
