@@ -53,13 +53,15 @@ def equilibrium(
         batched=batched, trace=trace, resume=resume, collectives=collectives
     )
 
-    sizes = solver.batch_sizes(jax.tree.leaves(z0)[0].shape[0]) if restriction else ()
-    parts = [restriction.pure(z0, size) for size in sizes] if restriction else []
-    part_inputs = lax.stop_gradient([inputs for _, inputs in parts])
+    batch = jax.tree.leaves(z0)[0].shape[0]
+    sizes = solver.batch_sizes(batch) if restriction else ()
+    # The adjoint solve may leave samples behind where this one does not.
+    every = sorted({*sizes, *adjoint.batch_sizes(batch)}) if restriction else []
+    parts = {size: restriction.pure(z0, size) for size in every} if restriction else {}
+    part_inputs = lax.stop_gradient({size: inputs for size, (_, inputs) in parts.items()})
 
-    def stages(part_inputs):
-        of = zip(sizes, parts, part_inputs, strict=True)
-        return [Stage(n, partial(restricted, inputs=i)) for n, (restricted, _), i in of]
+    def stages(sizes, part_inputs):
+        return [Stage(n, partial(parts[n][0], inputs=part_inputs[n])) for n in sizes]
 
     if adjoint.differentiates_loop:
         return _detach(run(lambda z: pure(z, inputs), z0, solver, loop=adjoint.loop, **options))
@@ -78,7 +80,7 @@ def equilibrium(
     @jax.custom_vjp
     def solve(theta, other, z0, resume, probe, part_inputs):
         del probe
-        final = options | {"resume": resume, "stages": stages(part_inputs)}
+        final = options | {"resume": resume, "stages": stages(sizes, part_inputs)}
         return run(lambda z: cell(z, theta, other), z0, solver, **final)
 
     def forward(*args):
@@ -94,7 +96,7 @@ def equilibrium(
     def backward(saved, cotangents):
         end, theta, other, probe, part_inputs = saved
         v = cotangents.z
-        transposed = _transposed(stages(part_inputs), end.z, v)
+        transposed = _transposed(stages(every, part_inputs), end.z, v)
 
         def solve_adjoint(f, u0, solver):
             result = equilibrium(f, u0, solver, adjoint, batched=batched, restriction=transposed)

@@ -124,7 +124,9 @@ def fixed_point(
         return to_front(f(from_front(z, batch_axis), *args), batch_axis)
 
     restriction = None
-    if batch_axis is not None and forward.batch_sizes(batch or 0):
+    if forward.leaves_samples_behind or gradient.leaves_samples_behind:
+        _check_compaction(batch_axis, forward_mode, gradient)
+        assert batch_axis is not None
         restriction = _restriction(f, z0, args, batch_axis)
 
     result = equilibrium(
@@ -333,6 +335,19 @@ def _check_forward_mode(adjoint: Adjoint, probe: Stats | None) -> None:
         raise ValueError(
             "adjoint_probe reports on reverse mode's own adjoint solve: with forward_mode=True "
             "there is none, leave one of them out"
+        )
+
+
+def _check_compaction(axis: int | None, forward_mode: bool, adjoint: Adjoint) -> None:
+    if axis is None:
+        raise ValueError(
+            "Compacted() leaves finished samples behind, but batch_axis=None is one equation: pass "
+            "batch_axis, or the solver without Compacted()"
+        )
+    if forward_mode or adjoint.differentiates_loop:
+        what = "forward_mode=True" if forward_mode else f"adjoint={adjoint.name!r}"
+        raise ValueError(
+            f"Compacted() does not go with {what}: pass the solver without Compacted()"
         )
 
 

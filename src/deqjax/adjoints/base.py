@@ -65,6 +65,15 @@ class Adjoint:
             )
         return self
 
+    @property
+    def leaves_samples_behind(self) -> bool:
+        """Whether the adjoint's own solver evaluates f on parts of the batch."""
+        return False
+
+    def batch_sizes(self, batch: int) -> tuple[int, ...]:
+        """The sizes of those parts."""
+        return ()
+
     def forward_solver(self, solver: Solver) -> Solver:
         """The solver of the forward pass, if this adjoint needs a particular one."""
         return solver

@@ -47,6 +47,13 @@ class Implicit(Adjoint):
         missing = {k: getattr(forward, k) for k in Solver.options() if getattr(solver, k) is None}
         return replace(self, solver=solver.with_options(**missing))
 
+    @property
+    def leaves_samples_behind(self):
+        return isinstance(self.solver, Solver) and self.solver.leaves_samples_behind
+
+    def batch_sizes(self, batch):
+        return self.solver.batch_sizes(batch) if isinstance(self.solver, Solver) else ()
+
     def cotangent(self, pull, v, solve, end):
         """u = Jᵀu + v, started at v."""
         assert isinstance(self.solver, Solver), "resolve() has filled it in"

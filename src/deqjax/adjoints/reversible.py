@@ -33,7 +33,7 @@ class Reversible(Adjoint):
     """Exact for the iterate that was computed, like 'unrolled', but in memory that does not grow
     with the number of steps: the backward pass runs the solve backwards.
 
-    The iteration is its own (McCallum, Kingma and Foster 2025, "Reversible deep equilibrium
+    The iteration is its own (McCallum, Arora and Foster 2025, "Reversible deep equilibrium
     models", arXiv 2509.12917): two coupled, relaxed states that start together,
 
         y⁺ = (1 − β) y + β f(z),    z⁺ = (1 − β) z + β f(y⁺),

@@ -167,6 +167,11 @@ class Solver:
         return ()
 
     @property
+    def leaves_samples_behind(self) -> bool:
+        """Whether there is a batch for which `batch_sizes` is not empty."""
+        return False
+
+    @property
     def has_inner_loops(self) -> bool:
         """Whether a step runs loops of unknown length, which have no reverse mode."""
         return False

@@ -44,6 +44,10 @@ class Wrapper(Solver):
         return self.inner.batch_sizes(batch)
 
     @property
+    def leaves_samples_behind(self):
+        return self.inner.leaves_samples_behind
+
+    @property
     def has_inner_loops(self):
         return self.inner.has_inner_loops
 
@@ -143,6 +147,10 @@ class Compacted(Wrapper):
                 )
         else:
             check_integer("stages", self.stages, least=0)
+
+    @property
+    def leaves_samples_behind(self):
+        return bool(self.stages)
 
     def batch_sizes(self, batch):
         stages: Any = self.stages
