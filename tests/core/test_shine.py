@@ -123,6 +123,25 @@ def test_frozen_samples_keep_the_inverse_of_their_own_last_step():
         assert relative(together[i], alone[0]) < 1e-5
 
 
+def test_a_complex_state_is_a_pair_of_real_ones():
+    """The solve treats it so, and so the inverse that it leaves behind is the same."""
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.normal(size=s) + 1j * rng.normal(size=s) for s in ((4, 4), 4, 4))
+    a *= 0.6 / np.linalg.norm(a, 2)
+    real = lambda b: jnp.concatenate([b.real, b.imag])
+    options = dict(solver=deqjax.Broyden(memory=20), rtol=1e-10, adjoint="shine")
+
+    def gradient(a, b, c):
+        f = lambda z, b: a @ z + b
+        loss = lambda b: jnp.sum(
+            (c * deqjax.fixed_point(f, jnp.zeros_like(b), b, **options).z).real
+        )
+        return jax.jit(jax.grad(loss))(b)
+
+    pairs = gradient(np.block([[a.real, -a.imag], [a.imag, a.real]]), real(b), real(c.conj()))
+    assert relative(gradient(a, b, c), pairs[:4] - 1j * pairs[4:]) < 1e-6
+
+
 def test_needs_a_broyden_solve():
     with pytest.raises(ValueError, match="use solver='broyden'"):
         deqjax.fixed_point(jnp.cos, jnp.zeros(2), adjoint="shine")

@@ -57,7 +57,9 @@ class Shine(Adjoint):
             return jax.tree.map(lambda p, b, a: p + b - a, pull(u), v, u)
 
         def minus_inverse(w):
-            return cast_like(Broyden.minus_inverse_transposed(end.state, end.steps, w), v)
+            # A cotangent is the conjugate of the pair of reals that the solve works on.
+            u = Broyden.minus_inverse_transposed(end.state, end.steps, _conjugate(w))
+            return cast_like(_conjugate(u), v)
 
         def keep_better(u, r, new):
             r_new = left(new)
@@ -70,3 +72,7 @@ class Shine(Adjoint):
             u, r = keep_better(u, r, jax.tree.map(jnp.add, u, minus_inverse(r)))
         size = norm(jax.tree.map(jnp.add, u, r))
         return u, Stats.unsolved(2 + self.refine, norm(r), size)
+
+
+def _conjugate(w):
+    return jax.tree.map(lambda x: x.conj() if jnp.iscomplexobj(x) else x, w)
