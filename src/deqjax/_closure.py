@@ -65,10 +65,7 @@ def vary_like(z: PyTree, target: PyTree) -> PyTree:
 
 
 def vary_with(theta: PyTree, z: PyTree) -> PyTree:
-    """Inside `shard_map`: type all of theta as varying over every mesh axis that z varies over.
-
-    A VJP of f inside a loop then sums nothing over devices; the transpose of this cast does, once.
-    """
+    """Inside `shard_map`: type all of theta as varying over every mesh axis that z varies over."""
     axes = frozenset().union(*(_varying(x) for x in jax.tree.leaves(z)))
     return jax.tree.map(lambda x: _cast_varying(x, axes), theta)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ._closure import hoist
+from ._closure import hoist, vary_like, vary_with
 
 PyTree = Any
 
@@ -35,10 +35,10 @@ class Restriction(NamedTuple):
 
     def pure(self, z: PyTree, size: int) -> tuple[Callable, list]:
         """A function restricted(index, inputs) -> f without closures, and its inputs."""
-        index = jnp.zeros((size,), jnp.int32)
+        index = vary_with(jnp.zeros((size,), jnp.int32), z)
         part = take(z, index)
         prepare, prepare_inputs, context, _ = hoist(self.prepare, index)
-        context = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), context)
+        context = vary_like(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), context), context)
         apply, apply_inputs, *_ = hoist(lambda zc: self.apply(*zc), (part, context))
 
         def restricted(index, inputs):
@@ -107,8 +107,10 @@ def batched_args(f: Callable, z0: PyTree, args: tuple, axis: int) -> list[bool]:
             "through a closure"
         )
     # What f fits without is shared: a table that all samples read may have as many rows.
-    for i in subset:
-        without = [c and j != i for j, c in enumerate(chosen)]
-        if fits(without):
-            chosen = without
+    # One at a time, then two: keys and values of a table go together.
+    for n in (1, 2):
+        for some in itertools.islice(itertools.combinations(subset, n), CHOICES):
+            without = [c and i not in some for i, c in enumerate(chosen)]
+            if without != chosen and fits(without):
+                chosen = without
     return chosen

@@ -121,18 +121,17 @@ def _phase(f: Cell, carry: _Carry, solver: Solver, rules: _Rules, steps: int) ->
     """At most `steps` steps of a solver that goes first. Its state is dropped."""
     limit = min(steps, rules.tol.max_steps)
     mine = carry._replace(solver_state=solver.init(carry.point, limit))
-    mine = _loop(f, mine, solver, rules, limit)
+    mine = _loop(f, mine, solver, rules, steps=limit)
     last = carry.solver_state
     return mine._replace(solver_state=rules.solver.phases()[-1][0].resume(last, mine.point))
 
 
 def _stages(f: Cell, carry, solver, rules, stages: Sequence[Stage], samples=None) -> _Carry:
     """The loop on this batch until the unfinished samples fit into the next one; then on that."""
-    limit = rules.tol.max_steps
     if not stages:
-        return _loop(f, carry, solver, rules, limit)
+        return _loop(f, carry, solver, rules)
     (size, restrict), *rest = stages
-    carry = _loop(f, carry, solver, rules, limit, until=size)
+    carry = _loop(f, carry, solver, rules, until=size)
     # Unfinished samples first.
     index = jnp.argsort(carry.status != Status.RUNNING, stable=True)[:size].astype(jnp.int32)
     samples = index if samples is None else samples[index]
@@ -142,8 +141,10 @@ def _stages(f: Cell, carry, solver, rules, stages: Sequence[Stage], samples=None
     return _put(carry, index, part)
 
 
-def _loop(f: Cell, carry: _Carry, solver: Solver, rules: _Rules, limit: int, until=0) -> _Carry:
-    """Steps of one solver, until at most `until` samples are unfinished."""
+def _loop(f: Cell, carry: _Carry, solver: Solver, rules: _Rules, steps=None, until=0) -> _Carry:
+    """At most `steps` steps of one solver, until at most `until` samples are unfinished."""
+    most = rules.tol.max_steps
+    limit = most if steps is None else jnp.minimum(carry.k + steps, most)
 
     def body(c: _Carry) -> _Carry:
         return _advance(f, c, solver, rules)
@@ -152,12 +153,12 @@ def _loop(f: Cell, carry: _Carry, solver: Solver, rules: _Rules, limit: int, unt
         unfinished = c.status == Status.RUNNING
         return (c.k < limit) & f.anywhere(jnp.sum(unfinished) > until if until else unfinished)
 
-    if limit == 0:
+    if most == 0:
         return carry
     carry = vary_like(carry, jax.eval_shape(body, carry))
     if rules.loop is None:
         return lax.while_loop(running, body, carry)
-    return rules.loop(running, body, carry, limit)
+    return rules.loop(running, body, carry, steps or most)
 
 
 def _take(c: _Carry, index) -> _Carry:

@@ -12,8 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import dtypes, lax
+from jax import lax
 
 from ._closure import hoist, is_differentiable, varies_less, vary_like
 from ._compaction import Restriction, take
@@ -129,19 +128,24 @@ def _transposed(stages: list[Stage], z: PyTree, v: PyTree) -> Restriction | None
 def _both_modes(cell, theta, other, z0, solver, adjoint, options) -> Result:
     """The same with a rule that goes forward, ż = (I − J)⁻¹ ∂f/∂θ θ̇, and whose transpose is exact.
 
-    The linear solve is a fixed-point solve like any other, ż = J ż + b; transposed, it is the
+    z* is solved for outside of any derivative; an identity then carries the rule. The linear solve
+    is a fixed-point solve like any other, ż = J ż + b; transposed, it is the
     implicit adjoint's.
     """
 
-    @jax.custom_jvp
-    def solve(theta, other, z0, resume):
-        return run(lambda z: cell(z, theta, other), z0, solver, **(options | {"resume": resume}))
+    still = lax.stop_gradient(theta)
+    options = options | {"resume": lax.stop_gradient(options["resume"])}
+    result = run(lambda z: cell(z, still, other), z0, solver, **options)
 
-    @solve.defjvp
+    @jax.custom_jvp
+    def solution(theta, other, z):
+        return z
+
+    @solution.defjvp
     def tangent(primals, tangents):
-        (theta, other, *_), (theta_dot, *_) = primals, tangents
-        result = solve(*primals)
-        z = result.z
+        (theta, other, _), (theta_dot, *_) = primals, tangents
+        # Not the bare z: a second derivative differentiates this line.
+        z = solution(*primals)
         _, b = jax.jvp(lambda theta: cell(z, theta, other), (theta,), (theta_dot,))
         _, jacobian = jax.linearize(lambda z: cell(z, theta, other), z)
 
@@ -155,15 +159,9 @@ def _both_modes(cell, theta, other, z0, solver, adjoint, options) -> Result:
         def matvec(u):
             return jax.tree.map(jnp.subtract, u, jacobian(u))
 
-        z_dot = lax.custom_linear_solve(matvec, b, linear_solve, transpose_solve=linear_solve)
-        still = jax.tree.map(_zero_tangent, (result.stats, result.state))
-        return result, Result(z_dot, *still)
+        return z, lax.custom_linear_solve(matvec, b, linear_solve, transpose_solve=linear_solve)
 
-    return solve(theta, other, z0, options["resume"])
-
-
-def _zero_tangent(x):
-    return jnp.zeros_like(x) if is_differentiable(x) else np.zeros(x.shape, dtypes.float0)
+    return result._replace(z=solution(theta, other, lax.stop_gradient(result.z)))
 
 
 def _detach(result: Result) -> Result:

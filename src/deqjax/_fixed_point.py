@@ -110,7 +110,7 @@ def fixed_point(
         atol=atol,
         max_steps=max_steps,
     )
-    z0 = _checked_state(forward.first_guess(z0))
+    z0 = _first_guess(forward, _checked_state(z0))
     batch = _batch_size(z0, batch_axis)
     args = jax.tree.map(_as_array, args)
     _check_cell(f, z0, args)
@@ -229,8 +229,26 @@ def adjoint_probe(batch: int | None = None, dtype: Any = jnp.float32) -> Stats:
     return Stats(zero, zero, zero, zero, zero, zero)
 
 
+def _first_guess(solver: Solver, z0: PyTree) -> PyTree:
+    guess = _checked_state(solver.first_guess(z0))
+    want, got = (jax.tree.map(jax.typeof, z) for z in (z0, guess))
+    if jax.tree.structure(want) != jax.tree.structure(got):
+        raise TypeError(
+            f"the start of WarmStart() must keep the structure of z0, {want}, not {got}"
+        )
+    if [x.shape for x in jax.tree.leaves(want)] != [x.shape for x in jax.tree.leaves(got)]:
+        raise ValueError(f"the start of WarmStart() must keep the shape of z0, {want}, not {got}")
+    guess = jax.tree.map(lambda x, z: x.astype(z.dtype), guess, z0)
+    return guess
+
+
 def _restriction(f: Callable, z0: PyTree, args: tuple, axis: int) -> Restriction:
     """f on a part of the batch: the same function of fewer rows."""
+    if any(s is not None for x in jax.tree.leaves(z0) for s in jax.typeof(x).sharding.spec):
+        raise ValueError(
+            "Compacted() gathers samples, which an explicitly sharded state does not allow: run it "
+            "inside shard_map, or use the solver without Compacted()"
+        )
     carries_batch = batched_args(f, z0, args, axis)
 
     def prepare(index):

@@ -22,6 +22,12 @@ SOLVERS = {
     "anderson": deqjax.Anderson(memory=3),
     "broyden": deqjax.Broyden(memory=4),
 }
+# With loops inside a step, and with batches inside a solve.
+OTHERS = {
+    "newton_krylov": deqjax.NewtonKrylov(memory=6),
+    "line_search": deqjax.Broyden(memory=4, line_search=True),
+    "compacted": deqjax.Compacted(deqjax.Picard(), stages=1),
+}
 
 
 def data():
@@ -38,7 +44,8 @@ def cell(z, theta, x):
 
 def solve(theta, x, solver="anderson", **options):
     options = dict(batch_axis=0, rtol=1e-10, max_steps=200) | options
-    return deqjax.fixed_point(cell, jnp.zeros_like(x), theta, x, solver=SOLVERS[solver], **options)
+    solver = (SOLVERS | OTHERS)[solver]
+    return deqjax.fixed_point(cell, jnp.zeros_like(x), theta, x, solver=solver, **options)
 
 
 def loss(theta, x, **options):
@@ -205,6 +212,104 @@ def shard_map_second_derivative():
     assert_close(got, want, 1e-6)
 
 
+def values(solver):
+    """z, steps and status inside shard_map and on one device."""
+    theta, x = data()
+
+    def local(theta, x):
+        sol = solve(theta, x, solver)
+        return sol.z, sol.stats.steps, sol.stats.status
+
+    specs = dict(in_specs=(P(), P("data")), out_specs=P("data"))
+    mapped = jax.jit(jax.shard_map(local, mesh=mesh(), **specs))(theta, x)
+    alone = jax.jit(local)(theta, x)
+    assert np.unique(alone[1]).size > 2
+    return mapped, alone
+
+
+def shard_map_newton_krylov():
+    """Its Krylov spaces and line searches end on each device by themselves."""
+    theta, x = data()
+    assert_close(*values("newton_krylov"), 1e-9)
+    options = dict(solver="newton_krylov")
+    assert_close(sharded_value_and_grad(**options)(theta, x), single(theta, x, **options))
+    assert_no_collective_in_the_loops(sharded_value_and_grad(**options))
+
+
+def shard_map_line_search():
+    theta, x = data()
+    assert_close(*values("line_search"), 1e-9)
+    want = single(theta, x)
+    assert_close(sharded_value_and_grad(solver="line_search")(theta, x), want)
+
+
+def shard_map_gmres_adjoint():
+    theta, x = data()
+    options = dict(adjoint_solver="gmres")
+    assert_close(sharded_value_and_grad(**options)(theta, x), single(theta, x))
+    assert_close(grad_inside(**options)(theta, x), single(theta, x))
+
+
+def shard_map_shine():
+    theta, x = data()
+    options = dict(solver="broyden", adjoint=deqjax.Shine(refine=1))
+    want = single(theta, x, **options)
+    # An inverse built from differences of size 1e-10 is no more exact than this.
+    assert_close(sharded_value_and_grad(**options)(theta, x), want, 1e-5)
+    assert_close(grad_inside(**options)(theta, x), want, 1e-5)
+
+
+def shard_map_reversible():
+    """Replicated parameters are refused; cast outside of f, their gradients are summed once."""
+    theta, x = data()
+    theta["w"] *= 0.6
+    options = dict(solver="picard", adjoint="reversible", rtol=1e-5)
+    try:
+        sharded_value_and_grad(**options)(theta, x)
+    except ValueError as error:
+        assert "pcast" in str(error)
+    else:
+        raise AssertionError("replicated parameters were not refused")
+
+    def local(theta, x):
+        theta = jax.tree.map(lambda p: jax.lax.pcast(p, "data", to="varying"), theta)
+        return jax.lax.psum(loss(theta, x, **options)[0], "data")
+
+    total = jax.shard_map(local, mesh=mesh(), in_specs=(P(), P("data")), out_specs=P())
+    step = jax.jit(jax.value_and_grad(total, (0, 1)))
+    assert_close(step(theta, x), single(theta, x, **options), 1e-6)
+    assert_no_collective_in_the_loops(step)
+
+
+def shard_map_forward_mode():
+    """A jvp along a direction in theta and x, and the Jacobian to a replicated scalar."""
+    theta, x = jax.tree.map(jnp.asarray, data())
+    rng = np.random.default_rng(1)
+    dots = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), (theta, x))
+
+    def local(theta, x):
+        return jnp.sin(solve(theta, x, forward_mode=True).z)
+
+    mapped = jax.shard_map(local, mesh=mesh(), in_specs=(P(), P("data")), out_specs=P("data"))
+    for f in (
+        lambda f: jax.jvp(f, (theta, x), dots)[1],
+        lambda f: jax.jacfwd(lambda c: f(jax.tree.map(lambda p: c * p, theta), x))(1.0),
+        lambda f: jax.grad(lambda t: jnp.sum(f(t, x)))(theta),
+    ):
+        got, want = (jax.jit(lambda f=f, g=g: f(g))() for g in (mapped, local))
+        assert_close(got, want)
+
+
+def shard_map_compacted():
+    """Every device halves its own batch when its own samples allow it."""
+    theta, x = data()
+    assert_close(*values("compacted"), 1e-9)
+    want = single(theta, x, solver="picard")
+    assert_close(sharded_value_and_grad(solver="compacted")(theta, x), want)
+    assert_close(grad_inside(solver="compacted")(theta, x), want)
+    assert_no_collective_in_the_loops(sharded_value_and_grad(solver="compacted"))
+
+
 # ------------------------------------------------------------------------------- compiled loops
 
 COLLECTIVE = re.compile(
@@ -243,20 +348,23 @@ def inside_loops(hlo):
     return graph, reached
 
 
+def assert_no_collective_in_the_loops(step):
+    hlo = step.lower(*data()).compile().as_text()
+    graph, reached = inside_loops(hlo)
+    # Two loops, each with a body and a condition, were found, and so was the one
+    # reduction outside: the search does see collectives.
+    assert len(reached) >= 4, sorted(reached)
+    outside = "".join(t for n, t in graph.items() if n not in reached)
+    assert COLLECTIVE.search(outside)
+    for name in reached:
+        hit = COLLECTIVE.search(graph[name])
+        assert hit is None, f"{hit.group()} in {name}"
+
+
 def no_collective_in_the_loops():
-    theta, x = data()
     for options in (dict(solver="anderson"), dict(solver="broyden")):
         for step in (sharded_value_and_grad(**options), grad_inside(**options)):
-            hlo = step.lower(theta, x).compile().as_text()
-            graph, reached = inside_loops(hlo)
-            # Two loops, each with a body and a condition, were found, and so was the one
-            # reduction outside: the search does see collectives.
-            assert len(reached) >= 4, sorted(reached)
-            outside = "".join(t for n, t in graph.items() if n not in reached)
-            assert COLLECTIVE.search(outside)
-            for name in reached:
-                hit = COLLECTIVE.search(graph[name])
-                assert hit is None, f"{hit.group()} in {name}"
+            assert_no_collective_in_the_loops(step)
 
 
 def a_collective_in_f_is_found_in_the_loop():
@@ -342,18 +450,56 @@ def pmap():
     assert steps.shape == rows.shape[:2]
 
 
-def explicit_sharding():
+def named_sharding_of_other_solvers():
+    """Stages gather samples from all devices, Krylov spaces are those of the whole batch."""
+    theta, x = data()
+    put = lambda a, spec: jax.device_put(a, NamedSharding(mesh(), spec))
+    want = single(theta, x)
+    for solver in ("newton_krylov", "compacted"):
+        step = jax.jit(jax.value_and_grad(lambda t, x, s=solver: loss(t, x, solver=s)[0], (0, 1)))
+        assert_close(step(put(theta, P()), put(x, P("data"))), want)
+        sol = jax.jit(lambda t, x, s=solver: solve(t, x, s))(put(theta, P()), put(x, P("data")))
+        assert np.all(sol.stats.converged)
+
+
+def explicit(solver):
     """A mesh with Explicit axes: shardings are part of the types inside jit."""
     theta, x = data()
     want = single(theta, x)
-    explicit = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Explicit,))
-    with jax.set_mesh(explicit):
-        put = lambda a, spec: jax.device_put(a, NamedSharding(explicit, spec))
+    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        put = lambda a, spec: jax.device_put(a, NamedSharding(mesh, spec))
         sharded = jax.tree.map(lambda p: put(p, P()), theta), put(x, P("data", None))
-        sol = jax.jit(lambda t, x: solve(t, x))(*sharded)
+        sol = jax.jit(lambda t, x: solve(t, x, solver))(*sharded)
         assert jax.typeof(sol.z).sharding.spec[0] == "data"
-        got = jax.jit(jax.value_and_grad(lambda t, x: loss(t, x)[0], (0, 1)))(*sharded)
+        got = jax.jit(jax.value_and_grad(lambda t, x: loss(t, x, solver=solver)[0], (0, 1)))(
+            *sharded
+        )
     assert_close(jax.tree.map(np.asarray, got), want)
+
+
+def explicit_sharding():
+    explicit("anderson")
+
+
+def explicit_sharding_picard():
+    explicit("picard")
+
+
+def explicit_sharding_broyden():
+    explicit("broyden")
+
+
+def explicit_sharding_newton_krylov():
+    explicit("newton_krylov")
+
+
+def explicit_sharding_compacted():
+    """Right, or refused with a sentence of the library's own."""
+    try:
+        explicit("compacted")
+    except (TypeError, ValueError) as error:
+        assert "Compacted" in str(error), error
 
 
 PROGRAMS = (
@@ -364,12 +510,24 @@ PROGRAMS = (
     shard_map_closures,
     shard_map_probe,
     shard_map_second_derivative,
+    shard_map_newton_krylov,
+    shard_map_line_search,
+    shard_map_gmres_adjoint,
+    shard_map_shine,
+    shard_map_reversible,
+    shard_map_forward_mode,
+    shard_map_compacted,
     no_collective_in_the_loops,
     a_collective_in_f_is_found_in_the_loop,
     a_collective_in_f_needs_an_agreed_stop,
     named_sharding,
+    named_sharding_of_other_solvers,
     pmap,
     explicit_sharding,
+    explicit_sharding_picard,
+    explicit_sharding_broyden,
+    explicit_sharding_newton_krylov,
+    explicit_sharding_compacted,
 )
 
 if __name__ == "__main__":

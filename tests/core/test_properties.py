@@ -11,6 +11,16 @@ import deqjax
 from .cells import SMALL, SOLVERS
 
 FEW = settings(max_examples=6, deadline=None, derandomize=True)
+# For those that compile more than one program, or long ones.
+FEWER = settings(max_examples=4, deadline=None, derandomize=True)
+
+# Solvers and adjoints with code of their own for shapes and dtypes.
+OTHERS = {
+    "newton_krylov": dict(solver=deqjax.NewtonKrylov(memory=4)),
+    "line_search": dict(solver=deqjax.Broyden(memory=4, line_search=True)),
+    "shine": dict(solver=SMALL["broyden"], adjoint=deqjax.Shine(refine=1)),
+    "reversible": dict(solver="picard", adjoint="reversible"),
+}
 
 # dtype, and how close to the solution its default tolerance must bring z.
 DTYPES = {
@@ -219,3 +229,130 @@ def test_complex_states_with_a_narrow_history():
         else:
             assert bool(sol.stats.converged)
             np.testing.assert_allclose(sol.z, want, rtol=1e-5)
+
+
+@FEWER
+@given(
+    tree=trees,
+    dtype=st.sampled_from(["float64", "float32", "complex128"]),
+    case=st.sampled_from(sorted(OTHERS)),
+    seed=st.integers(0, 99),
+)
+def test_other_solvers_and_adjoints_keep_structure_and_give_known_gradients(
+    tree, dtype, case, seed
+):
+    bias, v = draw_arrays(tree, dtype, seed), draw_arrays(tree, dtype, seed + 1)
+
+    @jax.jit
+    def run(bias, v):
+        def solve(bias):
+            sol = deqjax.fixed_point(
+                lambda z: coupled(z, bias, 0.4),
+                jax.tree.map(jnp.zeros_like, bias),
+                rtol=1e-5,
+                **OTHERS[case],
+            )
+            return sol.z, sol.stats
+
+        _, pull, stats = jax.vjp(solve, bias, has_aux=True)
+        return pull(v)[0], solve(bias)[0], stats
+
+    got, z, stats = run(bias, v)
+    form = lambda t: jax.tree.map(lambda x: (x.shape, x.dtype), t)
+    assert form(got) == form(z) == form(bias)
+    assert bool(stats.converged)
+    z_star = coupled_solution(bias, 0.4)
+    assert np.linalg.norm(flat(z) - z_star) <= 1e-3 * np.linalg.norm(z_star)
+    if case == "shine":  # approximate: no worse than u = v is
+        left = lambda u: np.linalg.norm(flat(coupled(u, v, 0.4)) - flat(u))
+        assert left(got) <= left(v) * (1 + 1e-3)
+    else:
+        want = coupled_solution(v, 0.4)
+        assert np.linalg.norm(flat(got) - want) <= 1e-3 * np.linalg.norm(want)
+
+
+@FEWER
+@given(
+    batch=st.integers(1, 5),
+    axis=st.integers(-2, 1),
+    case=st.sampled_from(sorted(OTHERS)),
+    seed=st.integers(0, 99),
+)
+def test_vmap_is_the_batch_axis_in_value_and_gradient(batch, axis, case, seed):
+    """Of other solvers and adjoints, jitted and not."""
+    rng = np.random.default_rng(seed)
+    bias, rates = rng.normal(size=(batch, 3)), rng.uniform(0.0, 0.5, size=batch)
+    options = dict(rtol=1e-6) | OTHERS[case]
+
+    def one(b, r):
+        f = lambda z, b, r: coupled(z, b, r)
+        sol = deqjax.fixed_point(f, jnp.zeros(3), b, r, **options)
+        return jnp.sum(jnp.sin(sol.z)), sol
+
+    def mapped(b, r):
+        values, sol = jax.vmap(one)(b, r)
+        return jnp.sum(values), sol
+
+    def together(b, r):
+        f = jax.vmap(coupled, in_axes=(axis, axis, 0), out_axes=axis)
+        b = jnp.moveaxis(b, 0, axis)
+        sol = deqjax.fixed_point(f, jnp.zeros_like(b), b, r, batch_axis=axis, **options)
+        z = jnp.moveaxis(sol.z, axis, 0)
+        return jnp.sum(jnp.sin(z)), deqjax.Solution(z, sol.stats)
+
+    (a, s), g = jax.jit(jax.value_and_grad(mapped, (0, 1), has_aux=True))(bias, rates)
+    (b, t), h = jax.jit(jax.value_and_grad(together, (0, 1), has_aux=True))(bias, rates)
+    np.testing.assert_allclose(a, b, rtol=1e-9)
+    np.testing.assert_array_equal(s.stats.steps, t.stats.steps)
+    np.testing.assert_array_equal(s.stats.f_evals, t.stats.f_evals)
+    np.testing.assert_array_equal(s.stats.status, 0)
+    for x, y in zip(g, h, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
+
+
+@FEWER
+@given(
+    sample=st.lists(st.integers(1, 3), min_size=1, max_size=2).map(tuple),
+    batch=st.integers(2, 6),
+    stages=st.sampled_from([1, 3, (3, 1), (5, 4)]),
+    axis=st.integers(-2, 1),
+    dtype=st.sampled_from(["float64", "float32"]),
+    solver=st.sampled_from(SOLVERS),
+    seed=st.integers(0, 99),
+)
+def test_compacted_is_the_solver_that_it_wraps(sample, batch, stages, axis, dtype, solver, seed):
+    """On leaves of different ranks, and an argument without the batch that might have it."""
+    rng = np.random.default_rng(seed)
+    low = jnp.asarray(rng.uniform(0.0, 0.8), dtype)
+    bias = draw_arrays({"a": (batch, *sample), "b": (batch, 2, 1)}, dtype, seed)
+    scale = jnp.geomspace(1e-3, 1.0, batch, dtype=dtype)
+    bias = jax.tree.map(
+        lambda x: jnp.moveaxis(x * scale.reshape(-1, *(1,) * (x.ndim - 1)), 0, axis), bias
+    )
+    weight = draw_arrays((batch,), dtype, seed)  # as long as the batch, but not along it
+
+    def f(z, b, w):
+        one = lambda z, b: jax.tree.map(
+            lambda y, x: 0.3 * jnp.sin(3 * y) + x + 1e-2 * jnp.mean(w), coupled(z, b, low), b
+        )
+        return jax.vmap(one, in_axes=axis, out_axes=axis)(z, b)
+
+    def run(solver):
+        def loss(bias):
+            z0 = jax.tree.map(jnp.zeros_like, bias)
+            rtol = 1e-4 if dtype == "float32" else 1e-8
+            sol = deqjax.fixed_point(
+                f, z0, bias, weight, solver=solver, batch_axis=axis, rtol=rtol, max_steps=400
+            )
+            return sum(jnp.sum(jnp.cos(x)) for x in jax.tree.leaves(sol.z)), sol
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(bias)
+
+    (_, want), want_bar = run(SMALL[solver])
+    (_, got), bar = run(deqjax.Compacted(SMALL[solver], stages=stages))
+    assert got.stats.status.shape == (batch,)
+    np.testing.assert_array_equal(got.stats.status, want.stats.status)
+    tolerance = 1e-2 if dtype == "float32" else 1e-5
+    for x, y in ((got.z, want.z), (bar, want_bar)):
+        assert jax.tree.map(jnp.shape, x) == jax.tree.map(jnp.shape, y)
+        assert np.linalg.norm(flat(x) - flat(y)) <= tolerance * np.linalg.norm(flat(y)) + 1e-9

@@ -15,10 +15,15 @@ GROUPS = [
     "shard_map_approximate_adjoints",
     "shard_map_unrolled",
     "shard_map_closures shard_map_second_derivative",
+    "shard_map_newton_krylov shard_map_line_search",
+    "shard_map_gmres_adjoint shard_map_shine",
+    "shard_map_reversible shard_map_forward_mode",
+    "shard_map_compacted explicit_sharding_compacted",
     "no_collective_in_the_loops a_collective_in_f_is_found_in_the_loop",
     pytest.param("a_collective_in_f_needs_an_agreed_stop", marks=pytest.mark.slow),
-    "named_sharding pmap",
-    "explicit_sharding",
+    "named_sharding pmap named_sharding_of_other_solvers",
+    "explicit_sharding explicit_sharding_picard explicit_sharding_broyden "
+    "explicit_sharding_newton_krylov",
 ]
 
 

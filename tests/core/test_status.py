@@ -295,6 +295,7 @@ def test_every_status_carries_advice():
         Status.NONFINITE: "NaN",
         Status.DIVERGED: "damping",
         Status.RUNNING: "not finished",
+        Status.INCONSISTENT: "Compacted",
     }
     assert set(advice) == set(Status)
     for status, word in advice.items():

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._closure import vary_like, vary_with
+from .._closure import varies_less, vary_like
 from .._errors import check_fraction
 from .._solution import Stats, Status
 from .._state import cast_like, norm, per_sample, select, subtract, wide
@@ -80,7 +80,12 @@ class Reversible(Adjoint):
         last: Pair = end.state
         steps = end.steps
         assert steps is not None, "`keeps_state` asks for it"
-        theta, once = jax.vjp(lambda theta: vary_with(theta, last.z), theta)
+        if any(varies_less(x, z) for x in theta for z in jax.tree.leaves(last.z)):
+            raise ValueError(
+                "adjoint='reversible' inside shard_map would sum the gradient of a replicated "
+                "parameter over the devices in every step, which they do not take together: cast "
+                'parameters with jax.lax.pcast(..., to="varying") outside of f'
+            )
         theta_bar = jax.tree.map(jnp.zeros_like, theta)
         zero = jax.tree.map(jnp.zeros_like, v)
 
@@ -113,12 +118,12 @@ class Reversible(Adjoint):
             theta_bar = jax.tree.map(lambda a, b, c: a + b + c, theta_bar, theta_1, theta_2)
             return n - 1, y, z, y_bar, z_bar, theta_bar
 
-        start = (jnp.max(steps), last.y, last.z, zero, zero, theta_bar)
+        start = (jnp.max(steps, initial=0), last.y, last.z, zero, zero, theta_bar)
         start = vary_like(start, jax.eval_shape(body, start))
         *_, z, _, _, theta_bar = lax.while_loop(lambda c: c[0] > 0, body, start)
         drift = norm(subtract(z, last.start))
         size = jnp.maximum(norm(last.z), norm(last.start))
-        return once(theta_bar)[0], _report(drift, size, steps)
+        return theta_bar, _report(drift, size, steps)
 
 
 def _report(drift, size, steps) -> Stats:

@@ -85,12 +85,17 @@ class WarmStart(Wrapper):
     def __post_init__(self):
         super().__post_init__()
         check_integer("steps", self.steps, least=1)
-        if not callable(self.start):
+        if isinstance(self.start, type) or not callable(self.start):
             object.__setattr__(self, "start", _solver(self.start, "WarmStart(start)"))
 
     def first_guess(self, z0):
         z0 = self.inner.first_guess(z0)
         return z0 if isinstance(self.start, Solver) else self.start(z0)  # type: ignore[operator]
+
+    @property
+    def has_inner_loops(self):
+        first = isinstance(self.start, Solver) and self.start.has_inner_loops
+        return first or self.inner.has_inner_loops
 
     def phases(self):
         first = ((self.start, self.steps),) if isinstance(self.start, Solver) else ()
