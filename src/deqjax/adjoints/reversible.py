@@ -47,7 +47,7 @@ class Reversible(Adjoint):
     The drift is measured: the backward pass ends at z0, which is known, and `adjoint_probe` reports
     the relative distance as `rel_residual`, with `Status.DIVERGED` above 1e-2.
 
-    Not differentiable twice.
+    Not differentiable twice. Inside `shard_map`, cast parameters to varying outside of f.
 
     Attributes:
         damping: β in (0, 1); smaller keeps more precision and converges more slowly.
