@@ -1,7 +1,8 @@
 """Compilation dominates the time of these tests, and many of them compile the same programs.
 
 So the run, its worker processes and the programs that tests start share one compilation cache,
-which is thrown away at the end: a test run starts from nothing every time.
+which is thrown away at the end: a test run starts from nothing every time. And LLVM optimises
+nothing: that takes longer than the tests run. (XLA's own passes, which tests look at, all run.)
 """
 
 import os
@@ -15,6 +16,8 @@ def pytest_configure(config):
         os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compilation_cache
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+        quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
 
 
 def pytest_unconfigure(config):

@@ -22,9 +22,19 @@ CASES = {
     "compacted": dict(solver=Compacted("picard", stages=1)),
     "warm_start": dict(solver=WarmStart(SMALL["anderson"], "picard", steps=2)),
 }
-each_case = pytest.mark.parametrize("case", CASES)
+# The others share their code with these: they run with the slow tests.
+QUICK = ("newton_krylov", "reversible", "compacted")
+
+
+def marked(case, *more):
+    return pytest.param(case, *more, marks=() if case in QUICK else pytest.mark.slow)
+
+
+each_case = pytest.mark.parametrize("case", [marked(case) for case in CASES])
 # One equation has no finished samples to leave behind: `Compacted` says so (test_compose).
-one_equation = pytest.mark.parametrize("case", [case for case in CASES if case != "compacted"])
+one_equation = pytest.mark.parametrize(
+    "case", [marked(case) for case in CASES if case != "compacted"]
+)
 
 
 def cell(z, a, x):
@@ -72,7 +82,12 @@ def test_nan_in_a_sample_of_x_or_z0(case):
 
 @pytest.mark.parametrize(
     ("case", "batch_axis"),
-    [(case, axis) for case in CASES for axis in (None, 0) if (case, axis) != ("compacted", None)],
+    [
+        marked(case, axis)
+        for case in CASES
+        for axis in (None, 0)
+        if (case, axis) != ("compacted", None)
+    ],
 )
 def test_scalar_states_and_scalar_samples(case, batch_axis):
     """State () as one equation, and (3,) as three; the gradient in closed form."""

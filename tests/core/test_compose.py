@@ -17,7 +17,6 @@ from deqjax._compaction import batched_args
 
 from .cells import (
     SMALL,
-    SOLVERS,
     cotangent_of,
     join,
     loss_of,
@@ -33,6 +32,8 @@ from .cells import (
 N, BATCH = 4, 7
 OPTIONS = dict(batch_axis=0, rtol=1e-9, atol=0.0, max_steps=300)
 THETA, _ = tanh_parameters(N, radius=0.95)
+
+QUICK = ("picard", "anderson", pytest.param("broyden", marks=pytest.mark.slow))
 
 
 def injections(batch=BATCH, n=N, seed=1):
@@ -67,7 +68,7 @@ def assert_alike(got, want, *, slack=0, extra=1):
 # ------------------------------------------------------------------------------- Compacted
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", QUICK)
 def test_every_sample_takes_the_steps_that_it_would_take_without(name):
     want = plain_of(name)
     assert np.unique(want.stats.steps).size >= 3
@@ -81,7 +82,7 @@ def test_every_sample_takes_the_steps_that_it_would_take_without(name):
     )
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", QUICK)
 def test_gradients_are_exact_and_the_probe_reports(name):
     x = injections()
 
@@ -441,7 +442,7 @@ def test_the_same_mask_as_an_argument_is_fine():
 # ------------------------------------------------------------------------------- WarmStart
 
 
-@pytest.mark.parametrize("name", [*SOLVERS, "newton_krylov"])
+@pytest.mark.parametrize("name", [*QUICK, "newton_krylov"])
 def test_the_solver_goes_on_where_the_start_stopped(name):
     """As if started there, without evaluating f there again; the steps of both are counted."""
     x, solver = injections(), SMALL.get(name, name)

@@ -53,6 +53,7 @@ def test_interleaved_times_are_compared_within_a_round():
     assert "".join(calls) == "aaabbb" + "aabb" + "bbaa"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", cells(quick=True), ids=lambda cell: cell.name)
 def test_every_cell_has_a_fixed_point_that_deqjax_finds(cell):
     solve = peers.deqjax_solve(deqjax.Anderson(), 1e-5, None)
@@ -72,6 +73,7 @@ def test_torch_cells_are_the_same_functions(cell):
     np.testing.assert_allclose(found, cell.f(z, cell.theta, cell.x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_budget_is_the_fewest_steps():
     """A linear iteration, whose residuals are known: rel = 0.3/... falls by 0.5 a step."""
     f = lambda z: 0.5 * z + 1
@@ -92,6 +94,7 @@ def test_the_adjoint_of_deqjax_is_read_off_right():
     assert peers.adjoint_residual(REFERENCE, z, 0 * u) > 0.1
 
 
+@pytest.mark.slow
 def test_steps_of_timed_solves_are_counted():
     with pytest.raises(RuntimeError, match="took"):
         per_step.fixed_steps(tanh(batch=1, d=2, gain=0.0), deqjax.Picard(), 12, None)
@@ -106,6 +109,7 @@ def test_the_hand_written_picard_is_right():
     np.testing.assert_allclose(da[1], db[1], atol=1e-4 * np.abs(db[1]).max())
 
 
+@pytest.mark.slow
 def test_adjoint_steps_and_bare_vjps():
     steps = backward.adjoint_steps(REFERENCE, "picard", None)
     forward, pull_back = backward.passes(REFERENCE, "picard", None)
@@ -116,6 +120,7 @@ def test_adjoint_steps_and_bare_vjps():
     assert {k: a.shape for k, a in like[0].items()} == {k: a.shape for k, a in theta_bar.items()}
 
 
+@pytest.mark.slow
 def test_memory_is_measured():
     few, many = (
         memory.temporary_bytes(REFERENCE, deqjax.Picard(), "unrolled", None, k) for k in (4, 32)
@@ -128,6 +133,7 @@ def test_the_near_singular_cell_is_near_singular():
     assert abs(np.linalg.eigvalsh(w).max() - 0.999) < 1e-5
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_report(tmp_path, capsys):
     out = tmp_path / "report.md"
     main(Config(only=("compacted",), quick=True, out=out, peers=()))

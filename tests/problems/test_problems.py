@@ -11,7 +11,9 @@ from deqjax import Status
 from . import equations
 from .harness import BUDGET, OURS, PROBLEMS, SCIPY, SOLVERS, max_steps, ours, scipys
 from .more_garbow_hillstrom import WATSON, boundary_value_guess
-from .problem import TOL, jacobian
+from .problem import TOL, jacobian, newton
+
+FAILURES = (Status.MAX_STEPS, Status.NONFINITE, Status.DIVERGED, Status.INCONSISTENT)
 
 SOLVABLE = [name for name, p in PROBLEMS.items() if "no root" not in name]
 SEVERAL = [name for name in SOLVABLE if PROBLEMS[name].wrong is not tuple]
@@ -42,7 +44,7 @@ def test_what_a_solver_says_is_so(solver, name):
     if stats.converged:
         assert outcome.residual <= TOL + noise
     else:
-        assert int(stats.status) in (Status.MAX_STEPS, Status.NONFINITE, Status.DIVERGED)
+        assert int(stats.status) in FAILURES
         assert outcome.residual > TOL - noise
     assert (int(stats.status) != Status.MAX_STEPS) or int(stats.steps) == max_steps(solver)
     assert int(stats.f_evals) > int(stats.steps)
@@ -56,11 +58,15 @@ def test_every_ending_occurs():
 
 @every_problem
 @every_solver
-def test_what_converged_is_at_a_documented_root(solver, name):
-    """The right one or, where there are several, another that is known; none if none is."""
+def test_what_converged_is_at_a_root(solver, name):
+    """The right one; or another documented one; or one where a dense Newton method stays."""
     problem, outcome = PROBLEMS[name], ours(solver, name)
-    if outcome.claims_success:
-        assert problem.is_at(outcome.z, problem.roots + problem.wrong_roots)
+    if not outcome.claims_success or problem.is_at(outcome.z, problem.roots + problem.wrong_roots):
+        return
+    # Some systems have roots that nobody has counted, and which one a quasi-Newton method ends at
+    # depends on rounding.
+    root = newton(problem.evaluate, outcome.z)
+    assert problem.norm(root) < TOL and problem.distance(outcome.z, root) <= problem.reach(root)
 
 
 @every_solvable
