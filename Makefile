@@ -10,7 +10,7 @@ PYTHON ?=
 UV ?= uv
 EXTRAS ?=
 ARGS ?=
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist worksteal
 
 comma := ,
 RUN_EXTRAS := experiments$(if $(EXTRAS),$(comma)$(EXTRAS))

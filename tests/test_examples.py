@@ -15,6 +15,7 @@ import deqjax
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(m.name for m in pkgutil.walk_packages(deqjax.__path__, "deqjax."))
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
+LONG = ("docs/adjoints.md", "docs/diagnostics.md")
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -24,7 +25,9 @@ def test_docstrings(name):
     assert not failed
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=[pytest.mark.slow] * (p in LONG)) for p in PAGES]
+)
 def test_pages(page):
     """The python blocks of a page run in order; `# text` after a print is what it printed."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)

@@ -1,4 +1,4 @@
-"""Run the benchmarks, print each table as it is measured, and write them all down.
+"""Run the benchmarks; print and write down each table as it is measured.
 
     pip install torch torchdeq==0.1.0 jaxopt optimistix banax==0.1.5   # Python 3.12 for banax
     python -m experiments.benchmarks [--only per-step backward] [--quick]
@@ -54,7 +54,7 @@ class Config:
     quick: bool = False
     """tiny shapes and few repetitions: shows that everything runs, measures nothing"""
     out: Path = Path("experiments/results/benchmarks.md")
-    """the report"""
+    """the report; tables that this run does not measure stay in it"""
     rounds: int = 15
     """interleaved rounds of a timing; the median of their ratios is reported"""
     peers: tuple[str, ...] = ("torchdeq", "jaxopt", "optimistix", "banax")
@@ -70,9 +70,12 @@ def main(config: Config) -> bool:
     settings = Settings(
         quick=config.quick, rounds=config.rounds, peers=config.peers, threads=config.threads
     )
-    tables = measure(config.only or NAMES, settings)
-    command = "python -m experiments.benchmarks " + " ".join(sys.argv[1:])
-    report.save(config.out, report.markdown(tables, command.strip()))
+    command = " ".join(["python -m experiments.benchmarks", *sys.argv[1:]])
+    tables = {}
+    for name in config.only or NAMES:
+        tables |= measure((name,), settings)
+        title, rows = tables[name]
+        report.record(config.out, name, title, rows, command)
     failed = [row.what for _, rows in tables.values() for row in rows if row.ok is False]
     print(f"{len(failed)} requirements are missed" if failed else "every requirement is met")
     print(f"written: {config.out}")

@@ -3,12 +3,13 @@
 """One adapter a library: solve a cell forward, or forward and backward, to a true residual.
 
 Every peer has a stop test of its own. So that all do the same work, a peer's test is switched off
-and it gets a fixed budget: the fewest steps after which what it returns has ‖f(z) − z‖/‖f(z)‖ <=
-rtol, recomputed from z, over the whole state. Likewise backward, with ‖Jᵀu + v − u‖/‖Jᵀu + v‖; u is
-read off as the gradient of a shift b in f(z) + b. A peer that solves its adjoint by a linear solver
-gets the loosest tolerance of a grid that is enough. Nobody can know such a budget in advance: that
-favours the peers, since deqjax stops by its own test. `evals` is what the same test on the iterates
-that a library has evaluated would cost, for all alike; `budget_evals` what the budget costs.
+and it gets a fixed budget: the fewest steps after which an iterate that it has evaluated is known
+to have ‖f(z) − z‖/‖f(z)‖ <= rtol, over the whole state; what it returns is checked by evaluating f
+at it again. Likewise backward, with ‖Jᵀu + v − u‖/‖Jᵀu + v‖; u is read off as the gradient of a
+shift b in f(z) + b. A peer that solves its adjoint by a linear solver gets the loosest tolerance of
+a grid that is enough. Nobody can know such a budget in advance, and the peers do not pay for a
+test: that favours them, since deqjax stops by its own. `evals` is what the budget costs;
+`unknown_evals` what would do for somebody who is told, by whom ever, that the result is good.
 
 A peer that is not installed is skipped, and named: `pip install torch torchdeq==0.1.0 jaxopt
 optimistix banax==0.1.5` (banax needs Python 3.12).
@@ -45,7 +46,7 @@ class Entry:
     call: Callable[[], Any]
     residual: float
     evals: int | None = None
-    budget_evals: int | None = None
+    unknown_evals: int | None = None
     budget: int = 0
 
     @property
@@ -144,13 +145,19 @@ def _attempt(name, make, *args) -> Entry | str:
 def true_residual(cell: Cell, z) -> float:
     """‖f(z) − z‖/‖f(z)‖ over the whole state, recomputed in JAX whoever found z."""
     fz = jax.jit(cell.f)(jnp.asarray(z), cell.theta, cell.x)
-    return float(jnp.linalg.norm(fz - z) / jnp.linalg.norm(fz))
+    return _relative(fz, z)
 
 
 def adjoint_residual(cell: Cell, z, u) -> float:
     """‖Jᵀu + v − u‖/‖Jᵀu + v‖ at z, for the cotangent v of the cell."""
     image = jax.jit(lambda z, u: adjoint_map(cell, z)(u))(jnp.asarray(z), jnp.asarray(u))
-    return float(jnp.linalg.norm(image - u) / jnp.linalg.norm(image))
+    return _relative(image, u)
+
+
+def _relative(image, at) -> float:
+    """‖image − at‖/‖image‖ in float64, which what has diverged does not overflow."""
+    image, at = (np.asarray(a, np.float64) for a in (image, at))
+    return float(np.linalg.norm(image - at) / np.linalg.norm(image))
 
 
 def adjoint_map(cell: Cell, z) -> Callable:
@@ -218,10 +225,10 @@ def solved_adjoint(cell: Cell, solve: Callable) -> tuple[Any, Any]:
 
 def _forward(cell, rtol, name, label, variant: Variant) -> Entry:
     if variant.rule is None:
-        budget, known = _search(cell, rtol, variant), None
+        unknown = budget = _search(cell, rtol, variant)
     else:
         f = functools.partial(cell.f, theta=cell.theta, x=cell.x)
-        budget, known = fewest(f, jnp.asarray(cell.z0), variant.rule, rtol)
+        unknown, budget = fewest(f, jnp.asarray(cell.z0), variant.rule, rtol)
     call = forward_call(cell, variant.solve(budget, None))
     evals = variant.evals
     return Entry(
@@ -229,8 +236,8 @@ def _forward(cell, rtol, name, label, variant: Variant) -> Entry:
         label,
         call,
         residual=true_residual(cell, call()),
-        evals=None if evals is None or known is None else evals(known),
-        budget_evals=None if evals is None else evals(budget),
+        evals=None if evals is None else evals(budget),
+        unknown_evals=None if evals is None else evals(unknown),
         budget=budget,
     )
 
@@ -249,7 +256,7 @@ def _both(cell, rtol, name, entry: Entry, label, rule: Rule | None) -> Entry:
     variant = library(name).forward[entry.variant]
     if rule is not None:
         z = entry.call()
-        budget, _ = fewest(adjoint_map(cell, z), jnp.asarray(cell.v), rule, rtol)
+        _, budget = fewest(adjoint_map(cell, z), jnp.asarray(cell.v), rule, rtol)
         candidates = [budget, budget + 1, budget + 2]
 
         def reach(candidate):

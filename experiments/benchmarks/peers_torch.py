@@ -64,7 +64,7 @@ def _forward(cell, rtol, settings, label) -> Entry:
 
     _, options, _, extra = VARIANTS[label]
     with torch.no_grad():
-        budget, known = _fewest(f, z0, label, options, rtol)
+        unknown, budget = _fewest(f, z0, label, options, rtol)
     deq = _deq(settings, label, budget)
     deq.eval()
 
@@ -76,7 +76,7 @@ def _forward(cell, rtol, settings, label) -> Entry:
     residual = true_residual(cell, call().numpy())
     if len(calls) != budget + extra:
         raise RuntimeError(f"{len(calls)} evaluations counted, {budget + extra} expected")
-    return Entry("torchdeq", label, call, residual, known + extra, budget + extra, budget)
+    return Entry("torchdeq", label, call, residual, budget + extra, unknown + extra, budget)
 
 
 def _deq(settings, label, budget, **options):
@@ -155,7 +155,7 @@ def _both(cell, rtol, settings, entry: Entry, backward: str) -> Entry:
     def image(u):
         return torch.autograd.grad(fz, z, u, retain_graph=True)[0] + v
 
-    budget, _ = _fewest(image, torch.zeros_like(v), label[backward], {}, rtol)
+    _, budget = _fewest(image, torch.zeros_like(v), label[backward], {}, rtol)
 
     def make(k, k_backward, f):
         deq = _deq(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -80,22 +82,43 @@ def table(rows: Iterable[Row]) -> str:
     )
 
 
-def markdown(tables: dict[str, tuple[str, list[Row]]], command: str) -> str:
-    """All tables, {name: (title, rows)}, with what is needed to read and repeat them."""
-    rows = [row for _, some in tables.values() for row in some]
+def record(path: Path, name: str, title: str, rows: list[Row], command: str) -> None:
+    """Put one table into the report at `path`; what other runs measured stays in it.
+
+    The report is drawn from a file of the same name that ends in .json, where the tables are kept.
+    """
+    data = path.with_suffix(".json")
+    tables = json.loads(data.read_text("utf-8")) if data.exists() else {}
+    tables[name] = {
+        "title": title,
+        "rows": [asdict(row) for row in rows],
+        "command": command,
+        "measured": f"{datetime.date.today().isoformat()} on {machine()}",
+        "versions": versions(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.write_text(json.dumps(tables, indent=1) + "\n", "utf-8")
+    path.write_text(markdown(tables), "utf-8")
+
+
+def markdown(tables: dict[str, Any]) -> str:
+    """All tables, each with what is needed to read and repeat it."""
+    rows = [Row(**row) for table in tables.values() for row in table["rows"]]
     required = [row for row in rows if row.ok is not None]
     passed = sum(bool(row.ok) for row in required)
     lines = [
         "# Benchmarks",
         "",
-        f"Measured {datetime.date.today().isoformat()} on {machine()}, by `{command}`.",
         f"{passed} of {len(required)} requirements pass; every figure is as it was measured.",
-        "",
-        ", ".join(f"{name} {version}" for name, version in versions().items()) + ".",
     ]
-    for title, some in tables.values():
-        lines += ["", f"## {title}", "", _line(HEADINGS), _line(("---",) * len(HEADINGS))]
-        lines += [_line(row.cells) for row in some]
+    for table in tables.values():
+        packages = ", ".join(f"{name} {version}" for name, version in table["versions"].items())
+        lines += [
+            *("", f"## {table['title']}", ""),
+            f"`{table['command']}`, {table['measured']}; {packages}.",
+            *("", _line(HEADINGS), _line(("---",) * len(HEADINGS))),
+        ]
+        lines += [_line(Row(**row).cells) for row in table["rows"]]
     return "\n".join(lines) + "\n"
 
 
@@ -128,8 +151,3 @@ def _source_version() -> str:
     import deqjax
 
     return deqjax.__version__
-
-
-def save(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, "utf-8")

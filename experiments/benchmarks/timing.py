@@ -71,6 +71,12 @@ def interleaved(
     return Times({name: np.array(values) for name, values in taken.items()})
 
 
+def once(function: Callable[[], object]) -> float:
+    """Seconds of the second call."""
+    _wait(function())  # compiles
+    return _block(function, 1)
+
+
 def _block(function: Callable[[], object], calls: int) -> float:
     start = time.perf_counter()
     for _ in range(calls):

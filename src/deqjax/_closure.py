@@ -64,6 +64,14 @@ def vary_like(z: PyTree, target: PyTree) -> PyTree:
     return jax.tree.map(lambda x, t: _cast_varying(x, _varying(t)), z, target)
 
 
+def loop_carry(body: Callable[[PyTree], PyTree], carry: PyTree) -> PyTree:
+    """`carry` as a loop of `body` must start: typed, inside `shard_map`, as what body returns."""
+    # Elsewhere nothing varies, and tracing the body once more takes time.
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return carry
+    return vary_like(carry, jax.eval_shape(body, carry))
+
+
 def vary_with(theta: PyTree, z: PyTree) -> PyTree:
     """Inside `shard_map`: type all of theta as varying over every mesh axis that z varies over."""
     axes = frozenset().union(*(_varying(x) for x in jax.tree.leaves(z)))

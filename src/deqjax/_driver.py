@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._closure import vary_like
+from ._closure import loop_carry
 from ._compaction import put, take
 from ._solution import Stats, Status
 from ._state import select
@@ -155,7 +155,7 @@ def _loop(f: Cell, carry: _Carry, solver: Solver, rules: _Rules, steps=None, unt
 
     if most == 0:
         return carry
-    carry = vary_like(carry, jax.eval_shape(body, carry))
+    carry = loop_carry(body, carry)
     if rules.loop is None:
         return lax.while_loop(running, body, carry)
     return rules.loop(running, body, carry, steps or most)

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def solve_small(a: jax.Array, b: jax.Array, drop: float, first: jax.Array | int = 0) -> jax.Array:
+def solve_small(
+    a: jax.Array, b: jax.Array, drop: float, first: jax.Array | None = None
+) -> jax.Array:
     """Solve A x = b by Gauss–Jordan elimination in a given order, dropping dead pivots.
 
     A pivot of magnitude at most `drop` marks a direction that the earlier ones already explain:
@@ -20,7 +22,8 @@ def solve_small(a: jax.Array, b: jax.Array, drop: float, first: jax.Array | int 
         a: (batch, m, m).
         b: (batch, m).
         drop: pivots at or below this are dropped.
-        first: the pivot to start from; the others follow in turn, past the end to the beginning.
+        first: the pivot to start from, None being the first; the others follow in turn, past the
+            end to the beginning.
 
     Returns:
         x, (batch, m).
@@ -30,7 +33,7 @@ def solve_small(a: jax.Array, b: jax.Array, drop: float, first: jax.Array | int 
     index = lax.iota(jnp.int32, m)
 
     def eliminate(turn, ab):
-        k = (first + turn) % m
+        k = turn if first is None else (first + turn) % m
         row = lax.dynamic_index_in_dim(ab, k, axis=1, keepdims=False)
         column = lax.dynamic_index_in_dim(ab, k, axis=2, keepdims=False)
         pivot = lax.dynamic_index_in_dim(row, k, axis=1)

@@ -119,8 +119,7 @@ def _leaf_dot(x, y):
 
 def finite(active: jax.Array | None, *products: jax.Array) -> jax.Array:
     """The active samples all of whose inner products, (batch, m), are finite: those to push."""
-    total = functools.reduce(jnp.add, (jnp.sum(p, axis=-1) for p in products))
-    good = jnp.isfinite(total)
+    good = jnp.isfinite(jnp.sum(functools.reduce(jnp.add, products), axis=-1))
     return good if active is None else good & active
 
 
@@ -135,6 +134,12 @@ def put_row(slot, row: jax.Array, a: jax.Array) -> jax.Array:
     """a, (batch, m, m), with row `slot` replaced by (batch, m)."""
     here = lax.iota(jnp.int32, a.shape[-2]) == slot
     return jnp.where(here[:, None], row[:, None, :], a)
+
+
+def diagonal(a: jax.Array) -> jax.Array:
+    """The diagonals of a, (batch, m, m): (batch, m)."""
+    # A mask again: `jnp.diagonal` gathers.
+    return jnp.sum(jnp.where(jnp.eye(a.shape[-1], dtype=bool), a, 0), axis=-1)
 
 
 @jax.tree_util.register_dataclass

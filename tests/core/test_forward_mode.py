@@ -41,7 +41,7 @@ def test_jacobian_both_ways(solver):
 def test_the_linear_solves_use_the_adjoint_solver(adjoint_solver):
     theta, x = tanh_parameters(N)
     dense = np.linalg.inv(np.eye(N) - tanh_jacobian(tanh_solution(theta, x), theta))
-    got = jax.jacfwd(lambda x: solution(theta, x, adjoint_solver=adjoint_solver))(x)
+    got = jax.jit(jax.jacfwd(lambda x: solution(theta, x, adjoint_solver=adjoint_solver)))(x)
     assert relative(got, dense) < 1e-9
 
 
@@ -49,7 +49,7 @@ def test_jvp_to_every_input_against_differences():
     theta, x = jax.tree.map(jnp.asarray, tanh_parameters(N))
     rng = np.random.default_rng(3)
     direction = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), (theta, x))
-    z, z_dot = jax.jvp(solution, (theta, x), direction)
+    z, z_dot = jax.jit(lambda *given: jax.jvp(solution, *given))((theta, x), direction)
     h = 1e-6
     shifted = [
         tanh_solution(
@@ -65,12 +65,13 @@ def test_hessian_vector_products_in_every_order_of_modes():
     theta, x = tanh_parameters(N)
     loss = lambda x: loss_of(solution(theta, x))
     v = jnp.linspace(-1, 1, N)
-    products = [
-        jax.jvp(jax.grad(loss), (x,), (v,))[1],
-        jax.grad(lambda x: jax.jvp(loss, (x,), (v,))[1])(x),
-        jax.grad(lambda x: jax.grad(loss)(x) @ v)(x),
-        jax.jvp(lambda x: jax.jvp(loss, (x,), (jnp.eye(N)[0],))[1], (x,), (v,))[1],
-    ]
+    orders = (
+        lambda x: jax.jvp(jax.grad(loss), (x,), (v,))[1],
+        jax.grad(lambda x: jax.jvp(loss, (x,), (v,))[1]),
+        jax.grad(lambda x: jax.grad(loss)(x) @ v),
+        lambda x: jax.jvp(lambda x: jax.jvp(loss, (x,), (jnp.eye(N)[0],))[1], (x,), (v,))[1],
+    )
+    products = [jax.jit(order)(x) for order in orders]
     unrolled = lambda x: loss_of(
         jax.lax.scan(lambda z, _: (tanh_cell(z, theta, x), None), jnp.zeros(N), length=300)[0]
     )
@@ -80,6 +81,7 @@ def test_hessian_vector_products_in_every_order_of_modes():
     assert abs(products[3] - exact[0]) < 1e-7 * np.linalg.norm(exact)
 
 
+@pytest.mark.slow
 def test_third_derivatives_of_a_scalar():
     """z = a z + sin(x) has z* = sin(x) / (1 − a)."""
     z = lambda x: (
@@ -96,7 +98,7 @@ def test_third_derivatives_of_a_scalar():
         d = z
         for mode in modes:
             d = mode(d)
-        assert abs(float(d(x)) + 2 * np.cos(x)) < 1e-10
+        assert abs(float(jax.jit(d)(x)) + 2 * np.cos(x)) < 1e-10
 
 
 def test_integers_and_keys_pass_and_vmap_works():
@@ -121,11 +123,11 @@ def test_pytrees_and_batches():
     f = on_pytrees(lambda z, x: tanh_cell(z, theta, x))
     tree = lambda x: deqjax.fixed_point(f, split(jnp.zeros(6)), x, forward_mode=True, **TIGHT).z
     dense = np.linalg.inv(np.eye(6) - tanh_jacobian(tanh_solution(theta, x), theta))
-    got = jax.jacfwd(tree)(x)
+    got = jax.jit(jax.jacfwd(tree))(x)
     assert relative(jnp.concatenate([got["a"], got["b"][0]]), dense) < 1e-9
 
     xs = np.stack([x, 3 * x, -x])
-    batched = jax.jacfwd(lambda xs: solution(theta, xs, batch_axis=0))(xs)
+    batched = jax.jit(jax.jacfwd(lambda xs: solution(theta, xs, batch_axis=0)))(xs)
     for i in range(3):
         dense = np.linalg.inv(np.eye(6) - tanh_jacobian(tanh_solution(theta, xs[i]), theta))
         assert relative(batched[i, :, i], dense) < 1e-9
@@ -144,7 +146,7 @@ def test_statistics_have_no_derivative():
 
 def test_unrolled_has_forward_mode_of_its_own():
     theta, x = tanh_parameters(N)
-    got = jax.jacfwd(lambda x: solution(theta, x, adjoint="unrolled", max_steps=120))(x)
+    got = jax.jit(jax.jacfwd(lambda x: solution(theta, x, adjoint="unrolled", max_steps=120)))(x)
     dense = np.linalg.inv(np.eye(N) - tanh_jacobian(tanh_solution(theta, x), theta))
     assert relative(got, dense) < 1e-7
 

@@ -148,7 +148,8 @@ def test_a_stalled_batch_mate_ends_no_other_sample(solver):
     stuck = np.array([0.0, 0.0, 1.0])[:, None]
 
     def f(z, shift, stuck):
-        return jnp.where(stuck > 0, z + 1.0 + 0.1 * jnp.sin(z), 0.5 * jnp.cos(z) + shift)
+        away = jnp.where(z < 0, 1.0, -1.0) * (1 + 0.1 * jnp.cos(z))
+        return jnp.where(stuck > 0, away, 0.5 * jnp.cos(z) + shift)
 
     sol = jax.jit(
         lambda shift, stuck: deqjax.fixed_point(

@@ -10,9 +10,9 @@ import deqjax
 
 from .cells import SMALL, SOLVERS
 
-FEW = settings(max_examples=6, deadline=None, derandomize=True)
+FEW = settings(max_examples=5, deadline=None, derandomize=True)
 # For those that compile more than one program, or long ones.
-FEWER = settings(max_examples=4, deadline=None, derandomize=True)
+FEWER = settings(max_examples=3, deadline=None, derandomize=True)
 
 # Solvers and adjoints with code of their own for shapes and dtypes.
 OTHERS = {

@@ -7,13 +7,13 @@ import deqjax
 from experiments.benchmarks import backward, compile_time, memory, peers, per_step, timing
 from experiments.benchmarks.__main__ import NAMES, Config, main, measure
 from experiments.benchmarks.cells import cells, near_singular, tanh
-from experiments.benchmarks.report import Row, Settings, at_least, at_most, info, markdown, table
+from experiments.benchmarks.report import Row, Settings, at_least, at_most, info, record, table
 
 QUICK = Settings(quick=True, peers=())
 REFERENCE, *_ = cells(quick=True)
 
 
-def test_a_missed_limit_is_a_fail_and_is_counted():
+def test_a_missed_limit_is_a_fail_and_is_counted(tmp_path):
     rows = [
         at_most("slow", 1.2, 1.15),
         at_most("fast", 1.15, 1.15),
@@ -22,10 +22,29 @@ def test_a_missed_limit_is_a_fail_and_is_counted():
         Row("by hand", "no", "yes", False),
     ]
     assert [row.verdict for row in rows] == ["FAIL", "pass", "FAIL", "", "FAIL"]
-    text = markdown({"fake": ("A fake table", rows)}, "the command")
+    path = tmp_path / "report.md"
+    record(path, "fake", "A fake table", rows, "the command")
+    text = path.read_text()
     assert "| slow | 1.2 | <= 1.15 | FAIL |" in text and "| fast | 1.15 | <= 1.15 | pass |" in text
     assert "1 of 4 requirements pass" in text and "`the command`" in text and "a\\|b" in text
     assert table(rows).count("FAIL") == 3
+
+
+def test_a_report_keeps_what_other_runs_measured(tmp_path):
+    path = tmp_path / "report.md"
+    record(path, "a", "First", [at_most("x", 2, 1)], "measure a")
+    record(path, "b", "Second", [at_most("y", 1, 1)], "measure b")
+    record(path, "a", "First", [at_most("x", 1, 1)], "measure a again")
+    text = path.read_text()
+    assert "2 of 2 requirements pass" in text and "`measure a`" not in text
+    assert text.index("measure a again") < text.index("measure b")
+
+
+def test_what_diverged_has_no_small_residual():
+    huge = np.full((2, 8, 16), 1e30, np.float32)
+    z = np.zeros_like(huge)
+    assert peers.adjoint_residual(REFERENCE, z, huge) > 0.01
+    assert not peers.adjoint_residual(REFERENCE, z, np.full_like(huge, np.inf)) <= 1e-5
 
 
 def test_no_rounding_hides_a_miss():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deqjax.training import command_line
-from experiments import convergence, copy_memory, language_model
+from experiments import convergence, copy_memory, evaluate, language_model
 
 SMALL = ["--steps", "3", "--batch-size", "4", "--eval-every", "3", "--log-every", "1"]
 
@@ -110,9 +110,33 @@ def test_real_corpora(dataset, tmp_path, capsys):
     assert np.isfinite(result["valid_perplexity"])
 
 
-def test_copy_memory_end_to_end(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "model", ["deq-transformer", "universal-transformer", "tcn", "lstm", "gru"]
+)
+def test_copy_memory_end_to_end(model, tmp_path, capsys):
     flags = ["--length", "5", "--train-sequences", "8", "--test-sequences", "6", "--width", "8"]
-    run(copy_memory, "--runs", tmp_path, *SMALL, *flags, "--heads", "2", "--inner", "8")
-    result = json.loads((tmp_path / "copy-memory-5" / "result.json").read_text())
+    flags += ["--model", model, "--heads", "2", "--inner", "8", "--depth", "2"]
+    run(copy_memory, "--runs", tmp_path, *SMALL, *flags)
+    folder = tmp_path / f"copy-memory-5-{model}"
+    result = json.loads((folder / "result.json").read_text())
     assert 0 <= result["valid_recall"] <= 1 and result["parameters"] > 0
+    assert ("valid_forward_steps" in result) == model.endswith("transformer")
     assert "test loss" in capsys.readouterr().out
+
+    run(evaluate, "--weights", folder, "--no-checks")
+    said = capsys.readouterr().out
+    scores = json.loads((folder / "scores.json").read_text())
+    assert f"{scores['loss']:.2e}" in said
+
+
+def test_the_recipe_follows_model_and_preset():
+    paper = copy_memory.recipe(["--preset", "paper"])
+    quick = copy_memory.recipe(["--length", "9"])
+    assert paper.train.steps > quick.train.steps
+    assert copy_memory.recipe(["--model", "tcn"]).width != quick.width
+
+
+def test_a_folder_without_weights_gets_a_sentence(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(evaluate, "--weights", tmp_path)
+    assert stop.value.code == 2 and "holds no weights.npz" in capsys.readouterr().err

@@ -364,7 +364,8 @@ def test_compaction_with_a_transformer_and_its_dropout():
     solutions = []
     for solver in ("anderson", deqjax.Compacted("anderson", stages=2)):
         cell = TransformerCell(8, heads=2, d_inner=16, dropout=0.3, rngs=nnx.Rngs(0))
-        solutions.append(DEQ(cell, solver=solver, rtol=1e-8, max_steps=400)(TransformerInput(x)))
+        deq = DEQ(cell, solver=solver, rtol=1e-8, max_steps=400)
+        solutions.append(nnx.jit(lambda deq, x: deq(TransformerInput(x)))(deq, x))
     plain, compacted = solutions
     assert bool(compacted.stats.converged.all())
     assert len(set(np.asarray(plain.stats.steps).tolist())) > 2

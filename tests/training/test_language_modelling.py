@@ -55,6 +55,7 @@ def test_samples_are_tokens_and_depend_on_the_seed_alone(model):
     assert (one != other).any()
 
 
+@pytest.mark.slow
 def test_a_cold_sample_is_the_most_likely_token(model):
     prompt = np.array([1, 2, 3], np.int32)
     drawn = sample(model, prompt, 1, temperature=1e-4)

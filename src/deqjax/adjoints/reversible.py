@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._closure import varies_less, vary_like
+from .._closure import loop_carry, varies_less
 from .._errors import check_fraction
 from .._solution import Stats, Status
 from .._state import cast_like, norm, per_sample, select, subtract, wide
@@ -119,7 +119,7 @@ class Reversible(Adjoint):
             return n - 1, y, z, y_bar, z_bar, theta_bar
 
         start = (jnp.max(steps, initial=0), last.y, last.z, zero, zero, theta_bar)
-        start = vary_like(start, jax.eval_shape(body, start))
+        start = loop_carry(body, start)
         *_, z, _, _, theta_bar = lax.while_loop(lambda c: c[0] > 0, body, start)
         drift = norm(subtract(z, last.start))
         size = jnp.maximum(norm(last.z), norm(last.start))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._closure import vary_like
+from .._closure import loop_carry
 from .base import Adjoint
 
 _MODES = ("none", "all", "sqrt")
@@ -56,7 +56,7 @@ class Unrolled(Adjoint):
             go = running(c)
             return jax.tree.map(lambda new, old: jnp.where(go, new, old), body(c), c), None
 
-        carry = vary_like(carry, jax.eval_shape(lambda c: step(c, None)[0], carry))
+        carry = loop_carry(lambda c: step(c, None)[0], carry)
 
         def scan(step, carry, length):
             return lax.scan(step, carry, length=length)[0]

@@ -3,6 +3,8 @@
 from .deq import DEQ as DEQ
 from .language_model import LanguageModel as LanguageModel
 from .language_model import LanguageModelOutput as LanguageModelOutput
+from .recurrent import Recurrent as Recurrent
+from .tcn import TCN as TCN
 from .transformer import Memory as Memory
 from .transformer import TransformerCell as TransformerCell
 from .transformer import TransformerInput as TransformerInput

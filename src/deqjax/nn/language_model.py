@@ -9,17 +9,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from .._errors import check_integer
 from .._solution import Solution, Stats
 from .deq import DEQ
 from .transformer import Memory, TransformerInput
 
 
 class LanguageModelOutput(NamedTuple):
-    """logits: (batch, time, vocabulary), float32; memory: for the next segment; solution: z*."""
+    """logits: (batch, time, vocabulary), float32; memory: for the next segment; solution: z*.
+
+    Models without memory or equilibrium leave theirs None.
+    """
 
     logits: jax.Array
-    memory: Memory | None
-    solution: Solution
+    memory: Memory | None = None
+    solution: Solution | None = None
 
 
 class LanguageModel(nnx.Module):
@@ -29,6 +33,8 @@ class LanguageModel(nnx.Module):
         vocabulary: number of tokens.
         cell: a `TransformerCell`, or any cell with the same methods.
         dropout: rate of the variational dropout on the embedded input and on z*.
+        depth: None solves. An int stacks the cell that often instead, in every call that does not
+            say otherwise: the Universal Transformer (Dehghani et al. 2018) of the same cell.
         rngs: for the parameters and, as `rngs.dropout`, the masks.
         **options: `solver`, `adjoint`, `adjoint_solver`, `rtol`, `atol`, `max_steps` of `DEQ`.
     """
@@ -39,11 +45,14 @@ class LanguageModel(nnx.Module):
         cell: Any,
         *,
         dropout: float = 0.0,
+        depth: int | None = None,
         rngs: nnx.Rngs,
         **options: Any,
     ):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
+        check_integer("depth", depth, least=1, optional=True)
+        self.depth = depth
         d = cell.d
         init = nnx.initializers.normal(1 / math.sqrt(d))
         self.embedding = nnx.Param(init(rngs.params(), (vocabulary, d)))
@@ -75,6 +84,7 @@ class LanguageModel(nnx.Module):
         `z0`, `depth` and `adjoint_probe` are those of `DEQ.__call__`.
         """
         given = TransformerInput(self.embed(tokens), memory)
+        depth = self.depth if depth is None else depth
         solution = self.deq(given, z0=z0, depth=depth, adjoint_probe=adjoint_probe)
         z = self.drop_out(solution.z)
         logits = (z @ self.embedding[...].T).astype(jnp.float32) + self.bias[...]

@@ -13,6 +13,7 @@ from .._small import solve_small
 from .._state import (
     History,
     cast_like,
+    diagonal,
     dot,
     finite,
     put_column,
@@ -122,8 +123,8 @@ class Anderson(Solver):
         return jax.tree.map(lambda x, dx: x.astype(wide(x.dtype)) + self.mixing * dx, point.z, r)
 
     def _gamma(self, gram, b, round_off):
-        diagonal = jnp.diagonal(gram, axis1=1, axis2=2)
-        scale = jnp.where(diagonal > 0, jax.lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1)), 0)
+        squares = diagonal(gram)
+        scale = jnp.where(squares > 0, jax.lax.rsqrt(jnp.where(squares > 0, squares, 1)), 0)
         ridge = 10 * round_off if self.ridge is None else self.ridge
         scaled = gram * scale[:, :, None] * scale[:, None, :]
         scaled += ridge * jnp.eye(gram.shape[-1], dtype=gram.dtype)

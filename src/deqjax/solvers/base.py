@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._closure import vary_like
+from .._closure import loop_carry
 from .._errors import check_integer, check_tolerance
 from .._state import norm, scalar_dtype, select, subtract
 
@@ -77,7 +77,7 @@ class Cell:
 
         For loops inside a step: line searches, Krylov spaces.
         """
-        carry = vary_like(carry, jax.eval_shape(body, carry))
+        carry = loop_carry(body, carry)
         return lax.while_loop(lambda c: self.anywhere(unfinished(c)), body, carry)
 
 

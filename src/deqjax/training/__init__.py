@@ -22,3 +22,5 @@ from .step import Task as Task
 from .step import TrainState as TrainState
 from .step import make_step as make_step
 from .step import new_state as new_state
+from .weights import load_weights as load_weights
+from .weights import save_weights as save_weights

@@ -96,18 +96,24 @@ class TrainOptions:
 
 
 def command_line(
-    config: type[Config], main: Callable[[Config], object], args: list[str] | None = None
+    config: type[Config],
+    main: Callable[[Config], object],
+    args: list[str] | None = None,
+    defaults: Callable[[list[str]], Config] | None = None,
 ) -> None:
     """Read `config` from the command line and run `main` on it.
 
-    Every field of the (nested) dataclasses is a flag. An option that cannot be right, or a file
+    Every field of the (nested) dataclasses is a flag. `defaults` may look at the arguments and
+    say what holds where no flag does: a preset. An option that cannot be right, or a file
     that is missing, ends the program with one sentence and exit code 2.
     """
     try:
         import tyro
     except ImportError:
         sys.exit("the experiments need the extra packages: pip install 'deqjax[experiments]'")
-    options = tyro.cli(tyro.conf.OmitArgPrefixes[config], args=args)  # type: ignore[type-abstract]
+    args = sys.argv[1:] if args is None else args
+    default = {} if defaults is None else {"default": defaults(args)}
+    options = tyro.cli(tyro.conf.OmitArgPrefixes[config], args=args, **default)  # type: ignore
     try:
         main(options)
     except (OptionError, FileNotFoundError, CheckpointError) as wrong:

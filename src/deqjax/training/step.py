@@ -38,7 +38,8 @@ class Task(Protocol):
     def loss(
         self, model: Any, carry: PyTree, batch: PyTree, *, depth: int | None, probe: Stats | None
     ) -> tuple[jax.Array, tuple[PyTree, dict[str, Any]]]:
-        """(loss, (the next carry, metrics)); metrics["solve"] is the `Stats` of the solve."""
+        """(loss, (the next carry, metrics)); metrics["solve"] is the `Stats` of the solve, if there
+        is one."""
         ...
 
     def evaluate(self, model: Any) -> dict[str, float]:
@@ -112,7 +113,7 @@ def make_step(
         )
         skipped = state.skipped + ~finite
         state = TrainState(state.step + 1, params, rest, opt_state, carry, skipped)
-        solve = metrics.pop("solve")
+        solve = metrics.pop("solve", None)
         metrics = dict(metrics, loss=loss, grad_norm=norm, skipped=state.skipped)
         return state, metrics | _report(solve, "forward") | _report(adjoint, "adjoint")
 

@@ -1,0 +1,175 @@
+"""The task as the training loop sees it: data, loss, held-out score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from deqjax import adjoint_probe
+from deqjax.adjoints import as_adjoint
+from deqjax.data import copy_memory
+from deqjax.training import OptionError, SolverOptions, TrainOptions, checked
+
+from . import models
+
+COPIED = 10
+
+Model = Literal["deq-transformer", "universal-transformer", "tcn", "lstm", "gru"]
+Preset = Literal["quick", "paper"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a model to repeat ten symbols after a long delay."""
+
+    model: Model = "deq-transformer"
+    """row of the table; universal-transformer is the same cell, stacked `depth` times"""
+    preset: Preset = "quick"
+    """how to train it where no flag says otherwise: a few minutes, or the recorded runs"""
+    length: int = 400
+    """blanks between the symbols and the signal to repeat them (T); sequences have T + 20 steps"""
+    train_sequences: int = 20_000
+    """training sequences"""
+    test_sequences: int = 2_000
+    """held-out sequences; the first `valid_sequences` of them are scored during training"""
+    valid_sequences: int = 256
+    """see test_sequences"""
+    width: int = 32
+    """width of the state: d of a transformer, channels, hidden units"""
+    heads: int = 1
+    """attention heads"""
+    inner: int = 80
+    """width of the feed-forward"""
+    depth: int = 4
+    """how often universal-transformer applies its cell"""
+    solver: SolverOptions = field(default_factory=SolverOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+
+    def check(self) -> None:
+        if self.train_sequences < self.train.batch_size:
+            raise OptionError("--train-sequences must be at least --batch-size")
+        if self.test_sequences < 1 or self.valid_sequences < 1:
+            raise OptionError("--test-sequences and --valid-sequences must be at least 1")
+
+
+class Pair(NamedTuple):
+    """inputs and targets, int32 (batch, T + 20)."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+
+    def rows(self, rows: Any) -> Pair:
+        return Pair(self.inputs[rows], self.targets[rows])
+
+
+class Score(NamedTuple):
+    """loss: mean cross-entropy over all positions, nats. recall: share of the copied symbols that
+    are right. steps: solver steps a sequence, and converged: the share that did; None if nothing
+    was solved."""
+
+    loss: float
+    recall: float
+    steps: float | None = None
+    converged: float | None = None
+
+
+@dataclass(frozen=True)
+class CopyMemory:
+    """Cross-entropy over all positions, and recall accuracy over the last ten."""
+
+    config: Config
+    train: Pair
+    test: Pair
+
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+        return models.build(self.config, rngs)
+
+    def carry(self):
+        return ()
+
+    def batch(self, index: int) -> Pair:
+        size = self.config.train.batch_size
+        epoch, position = divmod(index * size, len(self.train.inputs) // size * size)
+        order = np.random.default_rng((self.config.train.seed, epoch))
+        return self.train.rows(
+            order.permutation(len(self.train.inputs))[position : position + size]
+        )
+
+    def probe(self):
+        solves = self.config.model == "deq-transformer"
+        if not solves or as_adjoint(self.config.solver.adjoint).differentiates_loop:
+            return None
+        return adjoint_probe(self.config.train.batch_size)
+
+    def loss(self, model, carry, batch, *, depth, probe):
+        solves = self.config.model == "deq-transformer"
+        out = (
+            model(batch.inputs, depth=depth, adjoint_probe=probe) if solves else model(batch.inputs)
+        )
+        loss, recall = _losses(out.logits, batch.targets)
+        metrics: dict[str, Any] = {"recall": recall}
+        if out.solution is not None:
+            metrics["solve"] = out.solution.stats
+        return loss, (carry, metrics)
+
+    def evaluate(self, model) -> dict[str, float]:
+        held_out = self.test.rows(slice(self.config.valid_sequences))
+        score = evaluate(model, held_out, self.config.train.batch_size)
+        named = dict(loss=score.loss, recall=score.recall)
+        if score.steps is not None and score.converged is not None:
+            named |= dict(forward_steps=score.steps, converged=score.converged)
+        return {f"valid_{name}": value for name, value in named.items()}
+
+
+def evaluate(
+    model: Any, pair: Pair, batch_size: int, start: Callable[[np.ndarray], Any] | None = None
+) -> Score:
+    """Score a model on every sequence of `pair`. start: inputs -> z0, where solves begin."""
+    sums, n = np.zeros(4), len(pair.inputs)
+    for first in range(0, n, batch_size):
+        batch = pair.rows(slice(first, first + batch_size))
+        options = {} if start is None else {"z0": start(batch.inputs)}
+        sums += len(batch.inputs) * np.asarray(_score(model, batch, options), np.float64)
+    loss, recall, steps, converged = (sums / n).tolist()
+    return Score(loss, recall) if np.isnan(steps) else Score(loss, recall, steps, converged)
+
+
+@nnx.jit
+def _score(model, batch, options):
+    out = model(batch.inputs, **options)
+    solve = (jnp.nan, jnp.nan)
+    if out.solution is not None:
+        stats = out.solution.stats
+        solve = (stats.steps.mean(), stats.converged.mean())
+    return jnp.stack([*_losses(out.logits, batch.targets), *solve])
+
+
+def _losses(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+    hits = logits.argmax(-1) == targets
+    return loss, hits[:, -COPIED:].mean(dtype=jnp.float32)
+
+
+def held_out(seed: int, count: int, length: int) -> Pair:
+    """The test sequences of a seed; never among the training ones."""
+    return Pair(*copy_memory((seed, 1), count, length))
+
+
+def prepare(config: Config) -> CopyMemory:
+    """The task; whatever is wrong with the options is an `OptionError`."""
+    checked(config.solver, config.train, config)
+    try:
+        train = Pair(*copy_memory((config.train.seed, 0), config.train_sequences, config.length))
+        test = held_out(config.train.seed, config.test_sequences, config.length)
+        task = CopyMemory(config, train, test)
+        nnx.eval_shape(lambda: task.build(nnx.Rngs(0)))
+    except (ValueError, TypeError) as wrong:
+        raise OptionError(str(wrong)) from None
+    return task
