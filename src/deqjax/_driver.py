@@ -174,7 +174,7 @@ def _put(c: _Carry, index, part: _Carry) -> _Carry:
 
 def _checked(f, c: _Carry, rules: _Rules) -> _Carry:
     """What was solved in parts must hold on the whole batch."""
-    best = _Best(c.best.z, *Point(c.best.z, f(c.best.z)).norms())
+    best = _Best(c.best.z, *Point.of(c.best.z, f(c.best.z)).norms())
     # Other matrix shapes round differently: within twice the tolerance is the same answer.
     same = rules.solver.done(0.5 * best.residual, best.f_norm, rules.tol)
     wrong = (c.status == Status.CONVERGED) & ~same
@@ -183,7 +183,7 @@ def _checked(f, c: _Carry, rules: _Rules) -> _Carry:
 
 
 def _start(f, z0, solver, last: Solver, tol, trace, resume) -> tuple[_Carry, jax.Array]:
-    point = Point(z0, f(z0))
+    point = Point.of(z0, f(z0))
     residual, f_norm = point.norms()
     shape = residual.shape
     history = None

@@ -70,6 +70,17 @@ def cast_like(a: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: x.astype(y.dtype), a, like)
 
 
+def round_to(dtype, x: jax.Array) -> jax.Array:
+    """x rounded to `dtype`, in x's own dtype."""
+    if jnp.promote_types(x.dtype, dtype) == dtype:
+        return x
+    if jnp.iscomplexobj(x):
+        return x.astype(dtype).astype(x.dtype)
+    # Not a cast there and back, which XLA may drop (`xla_allow_excess_precision`).
+    kept = jnp.finfo(dtype)
+    return lax.reduce_precision(x, kept.nexp, kept.nmant)
+
+
 def select(mask: jax.Array, a: PyTree, b: PyTree) -> PyTree:
     """Per sample: a where mask, (batch,), is true, else b. For any leaves with the batch first."""
 
@@ -192,7 +203,7 @@ class History:
 
     def rounded(self, v: PyTree) -> PyTree:
         """v as it will be stored: what is computed from it then agrees with what is kept."""
-        return jax.tree.map(lambda h, x: x.astype(h.dtype).astype(x.dtype), self.values, v)
+        return jax.tree.map(lambda h, x: round_to(h.dtype, x), self.values, v)
 
     def dots(self, v: PyTree) -> jax.Array:
         """Hᵀv per sample, (batch, m)."""

@@ -188,7 +188,7 @@ def anderson_gamma(d_r, r):
     n, m = d_r.shape
     solver = deqjax.Anderson(memory=m)
     z = jnp.zeros((1, n))
-    point = Point(z, jnp.asarray(r)[None])
+    point = Point.of(z, jnp.asarray(r)[None])
     state = solver.init(point, 100)
     state = state._replace(
         d_r=type(state.d_r)(jnp.asarray(d_r.T)[None]),
@@ -261,7 +261,7 @@ def test_broyden_is_the_textbook_method_iterate_by_iterate(memory):
     solver = deqjax.Broyden(memory=memory)
     f = lambda z: tanh_cell(z, theta, x)
     step = jax.jit(lambda point, state, k: solver.step(Cell(f), point, state, k, None))
-    point = Point(jnp.zeros((1, 8)), f(jnp.zeros((1, 8))))
+    point = Point.of(jnp.zeros((1, 8)), f(jnp.zeros((1, 8))))
     state = solver.init(point, 100)
     iterates = [point.z[0]]
     for k in range(steps):
@@ -328,9 +328,28 @@ def test_broyden_starts_with_a_picard_step():
     solver = deqjax.Broyden()
     f = lambda z: tanh_cell(z, theta, x)
     z = jnp.ones((1, 6))
-    point = Point(z, f(z))
+    point = Point.of(z, f(z))
     new = solver.step(Cell(f), point, solver.init(point, 10), jnp.int32(0), None).point
-    np.testing.assert_array_equal(new.z, point.fz)
+    np.testing.assert_allclose(new.z, point.fz, rtol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_move_reports_the_step_that_rounding_left(dtype, jit):
+    """z⁺ − z to the last bit, although z⁺ = z + s is rounded: secant pairs are made of it."""
+    rng = np.random.default_rng(0)
+    z = jnp.asarray(rng.normal(size=(3, 50)), dtype)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    step = jnp.asarray(1e-3 * rng.normal(size=(3, 50)), wide)
+    going = jnp.array([True, False, True])
+    cell = Cell(lambda z: 2 * z, frozen=(z, going))
+    move = jax.jit(cell.moved) if jit else cell.moved
+    taken, point = move(z, step)
+    np.testing.assert_array_equal(taken, point.z.astype(wide) - z.astype(wide))
+    np.testing.assert_array_equal(point.z[1], z[1])
+    moved = (z.astype(wide) + step).astype(dtype)
+    np.testing.assert_array_equal(point.z[::2], moved[::2])
+    np.testing.assert_array_equal(point.fz, 2 * point.z)
 
 
 # ------------------------------------------------------------------------------- history

@@ -244,6 +244,19 @@ def test_the_cell_against_its_definition():
     assert_close(out, norm(y + hidden @ cell.down.kernel[...] + cell.down.bias[...]))
 
 
+def test_attention_weights_are_what_the_cell_attends_with():
+    cell = contractive(memory=0)
+    x, z = normal(1, BATCH, TIME, WIDTH), normal(2, BATCH, TIME, WIDTH)
+    context = cell.inject(TransformerInput(x))
+    weights = cell.attention_weights(z, context)
+    assert weights.shape == (BATCH, HEADS, TIME, TIME)
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-12)
+    assert not np.triu(weights, 1).any()
+    v = (cell.qkv(z) + context.injection)[..., 2 * WIDTH :].reshape(BATCH, TIME, HEADS, -1)
+    attended = jnp.einsum("bhij,bjhd->bihd", weights, v).reshape(z.shape)
+    np.testing.assert_allclose(cell.out(attended), cell._attention(z, context), rtol=1e-12)
+
+
 def test_layer_norm():
     y = 3.0 + 5.0 * normal(1, 6, 8)
     out = _layer_norm(y)

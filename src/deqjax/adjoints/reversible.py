@@ -161,7 +161,7 @@ class Coupled(Solver):
         y = relax(state.y, point.fz)
         z = relax(state.z, f(cast_like(y, point.z)))
         rounded = cast_like(z, point.z)
-        new = Point(rounded, f(rounded))
+        new = Point.of(rounded, f(rounded))
         residual = norm(new.residual)
         better = residual <= state.best
         return Step(

@@ -145,8 +145,17 @@ class TransformerCell(nnx.Module):
         z, injection = jnp.zeros((batch, m, d), dtype), jnp.zeros((batch, m, 3 * d), dtype)
         return Memory(z, injection, valid=jnp.zeros((batch, m), bool))
 
+    def attention_weights(self, z: jax.Array, context: TransformerContext) -> jax.Array:
+        """Where each position looks: (batch, heads, time, memory + time), rows that sum to one."""
+        return self._weights_and_values(z, context)[0]
+
     def _attention(self, z, context):
-        """softmax((q + b_c)ᵀk + (q + b_p)ᵀr) v, with r the key of the distance."""
+        weights, v = self._weights_and_values(z, context)
+        out = jnp.einsum("bhij,bjhd->bihd", weights.astype(z.dtype), v)
+        return self.out(out.reshape(z.shape))
+
+    def _weights_and_values(self, z, context):
+        """softmax((q + b_c)ᵀk + (q + b_p)ᵀr), with r the key of the distance; and v."""
         qkv = self.qkv(z) + context.injection
         q, key_value = qkv[..., : self.d], qkv[..., self.d :]
         key_value = jnp.concatenate([context.key_value, key_value], axis=1)
@@ -158,9 +167,8 @@ class TransformerCell(nnx.Module):
         scores += _shift(jnp.einsum("bihd,jhd->bhij", relative, r))
         scores = scores / math.sqrt(self.d // self.heads)
         scores = jnp.where(context.allowed, scores, jnp.finfo(scores.dtype).min)
-        weights = jax.nn.softmax(scores.astype(jnp.promote_types(z.dtype, jnp.float32)), axis=-1)
-        out = jnp.einsum("bhij,bjhd->bihd", weights.astype(z.dtype), v)
-        return self.out(out.reshape(z.shape))
+        scores = scores.astype(jnp.promote_types(z.dtype, jnp.float32))
+        return jax.nn.softmax(scores, axis=-1), v
 
     def _heads(self, x):
         return x.reshape(*x.shape[:-1], self.heads, self.d // self.heads)

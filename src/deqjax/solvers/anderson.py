@@ -12,14 +12,12 @@ from .._errors import check_dtype, check_integer, check_tolerance
 from .._small import solve_small
 from .._state import (
     History,
-    cast_like,
     diagonal,
     dot,
     finite,
     put_column,
     put_row,
     subtract,
-    wide,
     zero_scalars,
 )
 from .base import Solver, Step, eps
@@ -85,29 +83,28 @@ class Anderson(Solver):
 
     def step(self, f, point, state, k, active):
         """z⁺ = z + β r − ΔY γ, then one new column for ΔR and ΔY."""
-        r = point.residual
-        suggested = self._suggest(point, r)
+        r, beta = point.residual, self.mixing
         memory = state.gram.shape[-1]
         if memory == 0:
-            return Step(f.at(cast_like(suggested, point.z)), state)
+            return Step(self._picard(f, point), state)
 
         gamma = self._gamma(state.gram, state.d_r_r, eps(point.z))
-        z = cast_like(subtract(suggested, state.d_y.combine(gamma)), point.z)
-        new = f.at(z)
-        r_new = new.residual
+        step = jax.tree.map(lambda r, y: beta * r - y, r, state.d_y.combine(gamma))
+        step, new = f.moved(point.z, step)
 
         slot = k % memory
-        d_r = state.d_r.rounded(subtract(r_new, r))
-        d_y = subtract(self._suggest(new, r_new), suggested)
+        change = subtract(new.residual, r)
+        d_r = state.d_r.rounded(change)
+        d_y = jax.tree.map(lambda dz, dr: dz + beta * dr, step, change)
         row = state.d_r.dots(d_r)
         # Where storing rounds, ΔRᵀr cannot be carried along: it takes a pass of its own.
-        d_r_r = state.d_r_r + row if state.d_r.holds(r) else state.d_r.dots(r_new)
+        d_r_r = state.d_r_r + row if state.d_r.holds(r) else state.d_r.dots(new.residual)
         row = put_column(slot, dot(d_r, d_r), row)
         gram = put_column(slot, row, put_row(slot, row, state.gram))
-        d_r_r = put_column(slot, dot(d_r, r_new), d_r_r)
+        d_r_r = put_column(slot, dot(d_r, new.residual), d_r_r)
         kept = finite(active, row, d_r_r)
         return Step(
-            new,
+            new.replacing(r, change, kept),
             AndersonState(
                 d_r=state.d_r.push(d_r, slot, kept),
                 d_y=state.d_y.push(d_y, slot, kept),
@@ -116,11 +113,11 @@ class Anderson(Solver):
             ),
         )
 
-    def _suggest(self, point, r):
-        """z + β r, in float32 at least; f(z) itself where β = 1."""
+    def _picard(self, f, point):
+        """z⁺ = z + β r; f(z) itself where β = 1."""
         if self.mixing == 1.0:
-            return jax.tree.map(lambda x: x.astype(wide(x.dtype)), point.fz)
-        return jax.tree.map(lambda x, dx: x.astype(wide(x.dtype)) + self.mixing * dx, point.z, r)
+            return f.at(point.fz)
+        return f.moved(point.z, jax.tree.map(lambda r: self.mixing * r, point.residual))[1]
 
     def _gamma(self, gram, b, round_off):
         squares = diagonal(gram)

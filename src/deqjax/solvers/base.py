@@ -12,20 +12,35 @@ from jax import lax
 
 from .._closure import loop_carry
 from .._errors import check_integer, check_tolerance
-from .._state import norm, scalar_dtype, select, subtract
+from .._state import norm, round_to, scalar_dtype, select, subtract
 
 PyTree = Any
 
 
 class Point(NamedTuple):
-    """An iterate and f of it. The residual is r = f(z) − z."""
+    """An iterate, f of it, and the residual r = f(z) − z in float32 at least.
+
+    A solver's step is given all three. What it does not read costs nothing: a value that no step of
+    a compiled loop reads is not carried through it.
+    """
 
     z: PyTree
     fz: PyTree
+    residual: PyTree
 
-    @property
-    def residual(self) -> PyTree:
-        return subtract(self.fz, self.z)
+    @classmethod
+    def of(cls, z: PyTree, fz: PyTree) -> Point:
+        return cls(z, fz, subtract(fz, z))
+
+    def replacing(self, r: PyTree, change: PyTree, late: jax.Array) -> Point:
+        """This point, its residual written as one that may overwrite the r it differs from.
+
+        r⁺ = r + change, so both sides of the selection are the same but for rounding. It hangs on
+        `late`, (batch,), a mask that is known only after the last use of r: XLA then needs no copy
+        of r.
+        """
+        same = jax.tree.map(jnp.add, r, change)
+        return self._replace(residual=select(late, self.residual, same))
 
     def norms(self) -> tuple[jax.Array, jax.Array]:
         """(‖f(z) − z‖, ‖f(z)‖), per sample."""
@@ -63,7 +78,18 @@ class Cell:
         if self.frozen is not None:
             where, going = self.frozen
             z = select(going, z, where)
-        return Point(z, self.call(z))
+        return Point.of(z, self.call(z))
+
+    def moved(self, z: PyTree, step: PyTree) -> tuple[PyTree, Point]:
+        """The point at z + step, and the step as the rounding of z + step has left it.
+
+        z may be overwritten in place: only the sum reads it after the step is known.
+        """
+        if self.frozen is not None:
+            step = select(self.frozen[1], step, jax.tree.map(jnp.zeros_like, step))
+        step = jax.tree.map(_rounded_step, z, step)
+        z = jax.tree.map(lambda x, dx: (x.astype(dx.dtype) + dx).astype(x.dtype), z, step)
+        return step, Point.of(z, self.call(z))
 
     def anywhere(self, mask: jax.Array) -> jax.Array:
         """Whether any sample is in the mask, on any device that f communicates with."""
@@ -79,6 +105,12 @@ class Cell:
         """
         carry = loop_carry(body, carry)
         return lax.while_loop(lambda c: self.anywhere(unfinished(c)), body, carry)
+
+
+def _rounded_step(z, step):
+    """(z + step) − z, with the sum rounded to z's dtype."""
+    wide_z = z.astype(step.dtype)
+    return round_to(z.dtype, wide_z + step) - wide_z
 
 
 class Tolerances(NamedTuple):

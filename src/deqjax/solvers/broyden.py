@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from .._errors import check_dtype, check_integer
 from .._small import solve_small
-from .._state import History, cast_like, dot, finite, put_column, put_row, subtract, zero_scalars
+from .._state import History, dot, finite, put_column, put_row, subtract, zero_scalars
 from ._line_search import backtrack
 from .base import Solver, Step, eps
 
@@ -83,27 +83,27 @@ class Broyden(Solver):
     def step(self, f, point, state, k, active):
         """z⁺ = f(z) − ΔF K⁻¹ ΔZᵀ g, then the pair (Δz, Δf)."""
         slot = k % state.kernel.shape[-1]
+        r = point.residual
         gamma = self._gamma(state, slot, eps(point.z))
-        correction = state.d_f.combine(gamma)
+        direction = subtract(r, state.d_f.combine(gamma))
         if self.line_search:
-            direction = subtract(point.residual, correction)
             new, f_evals = backtrack(f, point, direction, active, growth=GROWTH)
+            s = subtract(new.z, point.z)
         else:
-            z = cast_like(subtract(point.fz, correction), point.z)
-            new, f_evals = f.at(z), 1
-        s = subtract(new.z, point.z)
-        d_f = subtract(new.fz, point.fz)
-        return Step(new, self._learn(state, slot, s, d_f, new.residual, active), f_evals)
+            (s, new), f_evals = f.moved(point.z, direction), 1
+        y = subtract(new.residual, r)
+        state, kept = self._learn(state, slot, s, y, new.residual, active)
+        return Step(new.replacing(r, y, kept), state, f_evals)
 
-    def _learn(self, state, slot, s, d_f, g, active):
-        """The state with the pair (s, Δf) in `slot`; g is the residual that it led to.
+    def _learn(self, state, slot, s, y, g, active):
+        """The state with the pair (s, y) in `slot`, and where it was kept; g is the residual that
+        it led to.
 
         Kᵢⱼ = sᵢᵀΔfⱼ − sᵢᵀsⱼ = sᵢᵀyⱼ where sᵢ is not newer than sⱼ, and sᵢᵀΔfⱼ where it is.
         """
-        # y before s and Δf are rounded as the history is: where J is close to I it is the small
-        # difference of two large vectors.
-        y = subtract(d_f, s)
-        s, d_f = state.d_z.rounded(s), state.d_f.rounded(d_f)
+        # All of K comes from the pair as it is before the history rounds it: where J is close to I,
+        # y is the small difference of two large vectors, s and Δf.
+        d_f = jax.tree.map(jnp.add, s, y)
         row, column = state.d_f.dots(s), state.d_z.dots(y)
         # Where storing rounds, ΔZᵀg cannot be carried along: it takes a pass of its own.
         d_z_g = state.d_z_g + column if state.d_z.holds(s) else state.d_z.dots(g)
@@ -117,9 +117,8 @@ class Broyden(Solver):
             d_z_g=put_column(slot, dot(s, g), d_z_g),
         )
         kept = finite(active, row, column, d_z_g)
-        return BroydenState(
-            d_z=state.d_z.push(s, slot, kept), d_f=state.d_f.push(d_f, slot, kept), **small
-        )
+        d_z, d_f = state.d_z.push(s, slot, kept), state.d_f.push(d_f, slot, kept)
+        return BroydenState(d_z=d_z, d_f=d_f, **small), kept
 
     def _gamma(self, state, oldest, round_off):
         """K⁻¹ ΔZᵀ g by eliminating the pairs from oldest to newest, each scaled to ‖s‖ = 1."""

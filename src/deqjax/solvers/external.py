@@ -97,7 +97,7 @@ class External(Solver):
         at = Iterate(_vector(point.z), _vector(point.fz), _inner(state))
         new, f_evals = self.advance(_on_vectors(f, point.z), at)
         kept = jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), new.state, at.state)
-        new_point = Point(_unvector(new.v, point.z), _unvector(new.fv, point.z))
+        new_point = Point.of(_unvector(new.v, point.z), _unvector(new.fv, point.z))
         return Step(new_point, _front(kept), f_evals)
 
 
