@@ -1,6 +1,6 @@
-"""How the equilibrium solves the task, in one picture: where it looks, and what must be solved for.
+"""How the equilibrium solves the task, in one picture: where it looks, and how it settles.
 
-    python -m experiments.copy_memory.picture --weights experiments/results/copy_memory/deq-transformer
+python -m experiments.copy_memory.picture --weights runs/copy-memory-400-deq-transformer
 """
 
 from __future__ import annotations

@@ -25,4 +25,3 @@ def main(config: Config):
         f"Everything is in {run.directory}/"
     )
     return run
-
