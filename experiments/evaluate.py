@@ -27,15 +27,12 @@ class Config:
     checks: bool = True
     """whether to solve again with other tolerances, solvers, starts and lengths"""
     record: bool = False
-    """copy the folders to experiments/results/copy_memory/"""
+    """keep the folders and what was found under experiments/results/copy_memory/"""
 
 
 def main(config: Config) -> dict[str, list[Line]]:
     """{folder: lines}, printed as they come."""
-    if config.record:
-        for folder in config.weights:
-            results.record(folder)
-    folders = config.weights or sorted(p.parent for p in results.RECORDED.glob("*/weights.npz"))
+    folders = config.weights or results.folders()
     tables = {}
     print(f"{'':34}{'T':>6}{'n':>6}{'loss':>11}{'recall':>9}{'steps':>8}{'converged':>11}")
     for folder in folders:
@@ -49,6 +46,8 @@ def main(config: Config) -> dict[str, list[Line]]:
                 show(line, indent=2)
                 lines.append(line)
         tables[folder.name] = lines
+        if config.record:
+            results.record(folder, lines)
     return tables
 
 

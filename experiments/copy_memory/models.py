@@ -22,7 +22,7 @@ def build(config: Config, rngs: nnx.Rngs) -> nnx.Module:
         return TCN(CLASSES, channels=c.width, levels=_levels(c.length), kernel_size=TAPS, rngs=rngs)
     if c.model in ("lstm", "gru"):
         return Recurrent(CLASSES, kind=c.model, features=CLASSES, hidden=c.width, rngs=rngs)
-    cell = TransformerCell(c.width, heads=c.heads, d_inner=c.inner, rngs=rngs)
+    cell = TransformerCell(c.width, heads=c.heads, d_inner=c.inner, mimetic=True, rngs=rngs)
     depth = c.depth if c.model == "universal-transformer" else None
     return LanguageModel(CLASSES, cell, depth=depth, rngs=rngs, **c.solver.keywords())
 

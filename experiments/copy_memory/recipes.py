@@ -11,7 +11,8 @@ from .task import Config
 # What gives each row its 14,000 parameters (the TCN: 16,000).
 WIDTHS = {"tcn": 14, "lstm": 52, "gru": 60}
 
-STEPS = {"quick": 400, "paper": 2500}
+STEPS = {"quick": 400, "paper": 1600}
+STACK = {"quick": 200, "paper": 800}  # the equilibrium's warm-up
 LEARNING_RATE = {"tcn": 2e-3, "lstm": 3e-3, "gru": 3e-3}
 
 
@@ -21,11 +22,16 @@ def recipe(args: list[str]) -> Config:
     parser.add_argument("--model", default="deq-transformer")
     parser.add_argument("--preset", default="quick")
     chosen = parser.parse_known_args(args)[0]
+    solves = chosen.model == "deq-transformer"
     train = TrainOptions(
         steps=STEPS.get(chosen.preset, 400),
+        stack_steps=STACK.get(chosen.preset, 200) if solves else 0,
         batch_size=32,
+        beta2=0.95,
         learning_rate=LEARNING_RATE.get(chosen.model, 3e-3),
     )
     return Config(
-        width=WIDTHS.get(chosen.model, 32), solver=SolverOptions(max_steps=40), train=train
+        width=WIDTHS.get(chosen.model, 32),
+        solver=SolverOptions(rtol=1e-4, max_steps=40),
+        train=train,
     )

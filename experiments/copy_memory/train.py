@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deqjax.data import memoryless_loss
-from deqjax.training import fit
+from deqjax.training import fit, read_metrics
 
 from . import results
 from .task import Config, evaluate, prepare
@@ -13,9 +13,9 @@ def main(config: Config):
     task = prepare(config)
     run = fit(task, config.train, config, name=f"copy-memory-{config.length}-{config.model}")
     score = evaluate(run.model, task.test, config.train.batch_size)
-    kept = ("parameters", "seconds", "steps", "final_forward_steps", "final_adjoint_steps")
-    scores = score._asdict() | {k: run.result[k] for k in kept if k in run.result}
-    results.save(run.directory, run.model, scores)
+    kept = {k: run.result[k] for k in ("parameters", "seconds", "steps", "jax")}
+    solves = results.over_training(read_metrics(run.directory))
+    results.save(run.directory, run.model, score._asdict() | kept | solves)
     chance = memoryless_loss(config.length)
     solved = "" if score.converged is None else f"; {score.converged:.0%} of test solves converged"
     print(

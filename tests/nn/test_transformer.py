@@ -257,6 +257,23 @@ def test_attention_weights_are_what_the_cell_attends_with():
     np.testing.assert_allclose(cell.out(attended), cell._attention(z, context), rtol=1e-12)
 
 
+def test_a_mimetic_start_looks_at_what_is_unlike_and_copies_it():
+    cell = TransformerCell(WIDTH, heads=HEADS, d_inner=6, mimetic=True, rngs=nnx.Rngs(0))
+    cell.qkv.kernel[...] *= 0.0
+    x = normal(1, BATCH, TIME, WIDTH)
+    context = cell.inject(TransformerInput(x))
+    weights = cell.attention_weights(0 * x, context)
+    seen = cell._attention(0 * x, context)
+    # One head's part of the value is moved with that head's weights, and rotated back.
+    value = cell.inject_qkv.kernel[...][:, 2 * WIDTH :]
+    parts = (x @ value).reshape(BATCH, TIME, HEADS, -1)
+    copied = jnp.einsum("bhij,bjhd->bihd", weights, parts).reshape(x.shape) @ value.T
+    np.testing.assert_allclose(seen, copied, atol=1e-6)
+    np.testing.assert_allclose(value @ cell.out.kernel[...], np.eye(WIDTH), atol=1e-6)
+    w_q, w_k, _ = jnp.split(cell.inject_qkv.kernel[...], 3, axis=1)
+    np.testing.assert_allclose(w_q @ w_k.T, -0.5 * np.eye(WIDTH), atol=1e-6)
+
+
 def test_layer_norm():
     y = 3.0 + 5.0 * normal(1, 6, 8)
     out = _layer_norm(y)

@@ -62,6 +62,10 @@ class TransformerCell(nnx.Module):
         d_inner: width of the ReLU feed-forward.
         memory_length: positions kept from the previous segment; 0 for none.
         dropout: rate of the variational masks, in [0, 1).
+        mimetic: start the injection as trained language models look (Trockman and Kolter 2023,
+            arXiv 2305.09828), W_q W_kᵀ = −I/2 and W_v W_out = I with orthogonal factors: a position
+            looks at what is unlike itself, and copies it. Where a task is to copy, learning starts
+            at once instead of after a long plateau.
         rngs: for the parameters and, as `rngs.dropout`, the masks.
     """
 
@@ -73,6 +77,7 @@ class TransformerCell(nnx.Module):
         d_inner: int,
         memory_length: int = 0,
         dropout: float = 0.0,
+        mimetic: bool = False,
         rngs: nnx.Rngs,
     ):
         if d % heads:
@@ -96,6 +101,14 @@ class TransformerCell(nnx.Module):
         self.out = linear(d, d)
         self.up = linear(d, d_inner, bias=True)
         self.down = linear(d_inner, d, bias=True, gain=0.5)
+        if mimetic:
+            kernel = self.inject_qkv.kernel[...]
+            look, value = (
+                nnx.initializers.orthogonal()(rngs.params(), (d, d), kernel.dtype) for _ in range(2)
+            )
+            look = look * math.sqrt(0.5)
+            self.inject_qkv.kernel[...] = jnp.concatenate([look, -look, value], axis=1)
+            self.out.kernel[...] = value.T
         self.content_bias = nnx.Param(jnp.zeros((d,)))
         self.position_bias = nnx.Param(jnp.zeros((d,)))
 

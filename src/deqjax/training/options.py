@@ -58,6 +58,8 @@ class TrainOptions:
     """final learning rate, as a fraction of the peak (cosine decay)"""
     warmup: int = 30
     """steps of linear learning-rate warm-up"""
+    beta2: float = 0.98
+    """AdamW's decay of squared gradients: lower forgets the large ones of an early phase sooner"""
     weight_decay: float = 0.01
     """decoupled weight decay"""
     clip: float = 1.0
@@ -91,6 +93,8 @@ class TrainOptions:
         check_integer("--stack-depth", self.stack_depth, least=1)
         for name in ("learning_rate", "learning_rate_end", "weight_decay"):
             check_tolerance("--" + name.replace("_", "-"), getattr(self, name))
+        if not 0 < self.beta2 < 1:
+            raise OptionError(f"--beta2 must be between 0 and 1, such as 0.98; got {self.beta2}")
         if not self.clip > 0:
             raise OptionError(f"--clip must be positive, such as 1.0; got {self.clip}")
 

@@ -26,7 +26,10 @@ def optimiser(options: TrainOptions) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(options.clip),
         optax.adamw(
-            learning_rate(options), b2=0.98, weight_decay=options.weight_decay, mask=_matrices
+            learning_rate(options),
+            b2=options.beta2,
+            weight_decay=options.weight_decay,
+            mask=_matrices,
         ),
     )
 
