@@ -95,9 +95,10 @@ def table() -> str:
 
 The task of the DEQ paper (Bai et al. 2019, Table 1), whose losses at T = 400 are 3.5e-6
 (DEQ-Transformer, 14K parameters), 2.7e-5 (TCN, 16K), 0.0501 (LSTM) and 0.0491 (GRU). A model
-without memory scores {chance}. The loss is the mean cross-entropy over all positions of 2,000 test sequences, in nats;
-recall is over the last ten positions. "Solves" are means over all training steps that solved an
-equilibrium: forward / adjoint steps, and the shares that converged. Two CPU cores.
+without memory scores {chance}. The loss is the mean
+cross-entropy over all positions of 2,000 test sequences, in nats; recall is over the last ten
+positions. "Solves" are means over all training steps that solved an equilibrium: forward / adjoint
+steps, and the shares that converged. Two CPU cores.
 
 | run | parameters | seed | test loss | recall | solves | training steps | wall time |
 |---|---|---|---|---|---|---|---|

@@ -8,6 +8,9 @@ import pytest
 
 from deqjax.training import command_line
 from experiments import convergence, copy_memory, evaluate, language_model
+from experiments.copy_memory import results
+from experiments.copy_memory.task import evaluate as score_copies
+from experiments.copy_memory.task import held_out
 
 SMALL = ["--steps", "3", "--batch-size", "4", "--eval-every", "3", "--log-every", "1"]
 
@@ -127,6 +130,22 @@ def test_copy_memory_end_to_end(model, tmp_path, capsys):
     said = capsys.readouterr().out
     scores = json.loads((folder / "scores.json").read_text())
     assert f"{scores['loss']:.2e}" in said
+
+
+@pytest.mark.slow
+def test_recorded_figures_come_from_recorded_weights():
+    folders = results.folders()
+    assert folders
+    for folder in folders:
+        options, model, scores = results.load(folder)
+        pair = held_out(options.train.seed, options.test_sequences, options.length)
+        score = score_copies(model, pair, 50)
+        assert score.recall == pytest.approx(scores["recall"], abs=1e-3)
+        assert score.loss == pytest.approx(scores["loss"], rel=0.1)
+
+
+def test_the_recorded_table_is_the_one_of_the_recorded_runs():
+    assert (results.RECORDED / results.TABLE).read_text() == results.table()
 
 
 def test_the_recipe_follows_model_and_preset():
