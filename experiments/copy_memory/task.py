@@ -13,8 +13,11 @@ import optax
 from flax import nnx
 
 from deqjax import adjoint_probe
+from deqjax._errors import check_tolerance
 from deqjax.adjoints import as_adjoint
 from deqjax.data import copy_memory
+from deqjax.nn import TransformerInput
+from deqjax.regularization import jacobian_penalty
 from deqjax.training import OptionError, SolverOptions, TrainOptions, checked
 
 from . import models
@@ -49,6 +52,8 @@ class Config:
     """width of the feed-forward"""
     depth: int = 4
     """how often universal-transformer applies its cell"""
+    jacobian: float = 0.0
+    """weight of the penalty ‖J‖²/n at z* on deq-transformer, which keeps its solves short"""
     solver: SolverOptions = field(default_factory=SolverOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
 
@@ -57,16 +62,18 @@ class Config:
             raise OptionError("--train-sequences must be at least --batch-size")
         if self.test_sequences < 1 or self.valid_sequences < 1:
             raise OptionError("--test-sequences and --valid-sequences must be at least 1")
+        check_tolerance("--jacobian", self.jacobian)
 
 
 class Pair(NamedTuple):
-    """inputs and targets, int32 (batch, T + 20)."""
+    """inputs and targets, int32 (batch, T + 20); index of the training step."""
 
     inputs: np.ndarray
     targets: np.ndarray
+    index: Any = 0
 
-    def rows(self, rows: Any) -> Pair:
-        return Pair(self.inputs[rows], self.targets[rows])
+    def rows(self, rows: Any, index: int = 0) -> Pair:
+        return Pair(self.inputs[rows], self.targets[rows], np.int32(index))
 
 
 class Score(NamedTuple):
@@ -98,9 +105,8 @@ class CopyMemory:
         size = self.config.train.batch_size
         epoch, position = divmod(index * size, len(self.train.inputs) // size * size)
         order = np.random.default_rng((self.config.train.seed, epoch))
-        return self.train.rows(
-            order.permutation(len(self.train.inputs))[position : position + size]
-        )
+        chosen = order.permutation(len(self.train.inputs))[position : position + size]
+        return self.train.rows(chosen, index)
 
     def probe(self):
         solves = self.config.model == "deq-transformer"
@@ -117,6 +123,9 @@ class CopyMemory:
         metrics: dict[str, Any] = {"recall": recall}
         if out.solution is not None:
             metrics["solve"] = out.solution.stats
+            if solves and self.config.jacobian:
+                metrics["jacobian"] = _jacobian(model, batch, out.solution.z)
+                loss = loss + self.config.jacobian * metrics["jacobian"]
         return loss, (carry, metrics)
 
     def evaluate(self, model) -> dict[str, float]:
@@ -126,6 +135,13 @@ class CopyMemory:
         if score.steps is not None and score.converged is not None:
             named |= dict(forward_steps=score.steps, converged=score.converged)
         return {f"valid_{name}": value for name, value in named.items()}
+
+
+def _jacobian(model: Any, batch: Pair, z: jax.Array) -> jax.Array:
+    """Hutchinson's estimate of ‖J‖²/n at z, one probe a step."""
+    context = model.cell.inject(TransformerInput(model.embed(batch.inputs)))
+    key = jax.random.fold_in(jax.random.key(0), batch.index)
+    return jacobian_penalty(lambda z: model.cell(z, context), z, key=key, batch_axis=0)
 
 
 def evaluate(
