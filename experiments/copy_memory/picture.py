@@ -63,17 +63,18 @@ def main(config: Config) -> Path:
 
 def draw(inputs: np.ndarray, weights: np.ndarray, distance: np.ndarray, out: Path) -> None:
     n = len(inputs)
-    shown = np.r_[:SPAN, n - 2 * SPAN : n]
+    span = min(SPAN, n // 3)
+    shown = np.r_[:span, n - 2 * span : n]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    block = weights[n - 2 * SPAN :][:, shown]
+    block = weights[n - 2 * span :][:, shown]
     image = left.imshow(block, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-    ticks = [0, COPIED - 1, SPAN + 2 * SPAN - COPIED, 3 * SPAN - 1]
+    ticks = [0, min(COPIED, span) - 1, 3 * span - COPIED, 3 * span - 1]
     left.set_xticks(ticks, [str(shown[t]) for t in ticks])
-    rows = [0, 2 * SPAN - COPIED, 2 * SPAN - 1]
-    left.set_yticks(rows, [str(n - 2 * SPAN + r) for r in rows])
-    left.axvline(SPAN - 0.5, color="0.6", lw=0.8, ls=":")
-    left.axhline(2 * SPAN - COPIED - 0.5, color="#c8502d", lw=0.8)
-    left.set_xlabel(f"position looked at (… {n - 3 * SPAN} positions left out at the dotted line)")
+    rows = [0, 2 * span - COPIED, 2 * span - 1]
+    left.set_yticks(rows, [str(n - 2 * span + r) for r in rows])
+    left.axvline(span - 0.5, color="0.6", lw=0.8, ls=":")
+    left.axhline(2 * span - COPIED - 0.5, color="#c8502d", lw=0.8)
+    left.set_xlabel(f"position looked at (… {n - 3 * span} positions left out at the dotted line)")
     left.set_ylabel("position that looks")
     left.set_title("Attention at the equilibrium", loc="left")
     figure.colorbar(image, ax=left, shrink=0.8)

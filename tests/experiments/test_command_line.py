@@ -8,7 +8,7 @@ import pytest
 
 from deqjax.training import command_line
 from experiments import convergence, copy_memory, evaluate, language_model
-from experiments.copy_memory import results
+from experiments.copy_memory import picture, results
 from experiments.copy_memory.task import evaluate as score_copies
 from experiments.copy_memory.task import held_out
 
@@ -133,19 +133,31 @@ def test_copy_memory_end_to_end(model, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_recorded_figures_come_from_recorded_weights():
-    folders = results.folders()
-    assert folders
-    for folder in folders:
-        options, model, scores = results.load(folder)
-        pair = held_out(options.train.seed, options.test_sequences, options.length)
-        score = score_copies(model, pair, 50)
-        assert score.recall == pytest.approx(scores["recall"], abs=1e-3)
-        assert score.loss == pytest.approx(scores["loss"], rel=0.1)
+@pytest.mark.parametrize("folder", results.folders(), ids=lambda folder: folder.name)
+def test_recorded_figures_come_from_recorded_weights(folder):
+    options, model, scores = results.load(folder)
+    pair = held_out(options.train.seed, options.test_sequences, options.length)
+    score = score_copies(model, pair, 50)
+    assert score.recall == pytest.approx(scores["recall"], abs=1e-3)
+    assert score.loss == pytest.approx(scores["loss"], rel=0.1)
 
 
-def test_the_recorded_table_is_the_one_of_the_recorded_runs():
-    assert (results.RECORDED / results.TABLE).read_text() == results.table()
+def test_runs_are_recorded_with_their_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "RECORDED", tmp_path / "recorded")
+    flags = ["--length", "5", "--train-sequences", "8", "--test-sequences", "6", "--width", "8"]
+    flags += ["--heads", "2", "--inner", "8", "--jacobian", "0.1", "--stack-steps", "0"]
+    run(copy_memory, "--runs", tmp_path, *SMALL, *flags)
+    run(evaluate, "--weights", tmp_path / "copy-memory-5-deq-transformer", "--record")
+    (folder,) = results.folders()
+    scores = json.loads((folder / "scores.json").read_text())
+    table = (results.RECORDED / results.TABLE).read_text()
+    assert f"{scores['loss']:.2e}" in table and "| random start | 5 |" in table
+    assert f"{scores['training_forward_steps']:.1f} / " in table
+    run(picture, "--weights", folder)
+    assert (folder / "equilibrium.png").stat().st_size > 10_000
+    capsys.readouterr()
+    run(evaluate, "--no-checks")  # what is recorded, since nothing is named
+    assert f"{scores['loss']:.2e}" in capsys.readouterr().out
 
 
 def test_the_recipe_follows_model_and_preset():
