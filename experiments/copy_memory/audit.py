@@ -40,9 +40,9 @@ def audit(model: Any, config: Config, sequences: int = 256) -> Iterator[Line]:
         yield Line(name, config.length, sequences, score)
 
 
-def generalisation(model: Any, config: Config, lengths=(800, 1600)) -> Iterator[Line]:
-    """The same weights on longer delays than any that they were trained on."""
-    for length in lengths:
+def generalisation(model: Any, config: Config) -> Iterator[Line]:
+    """The same weights on twice and four times the delay that they were trained on."""
+    for length in (2 * config.length, 4 * config.length):
         count = max(32, 256 * config.length**2 // length**2)
         pair: Pair = held_out(config.train.seed, count, length)
         yield Line("as trained", length, count, evaluate(model, pair, 16))
