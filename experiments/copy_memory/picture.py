@@ -1,6 +1,8 @@
 """How the equilibrium solves the task, in one picture: where it looks, and how it settles.
 
-python -m experiments.copy_memory.picture --weights runs/copy-memory-400-deq-transformer
+    python -m experiments.copy_memory.picture --weights runs/copy-memory-400-deq-transformer
+
+On the left the attention at z*, on the right the distance from z* in plain iteration.
 """
 
 from __future__ import annotations
