@@ -11,8 +11,8 @@ from .task import Config
 # What gives each row its 14,000 parameters (the TCN: 16,000).
 WIDTHS = {"tcn": 14, "lstm": 52, "gru": 60}
 
-STEPS = {"quick": 400, "paper": 1600}
-STACK = {"quick": 200, "paper": 800}  # the equilibrium's warm-up
+STEPS = {"quick": 400, "paper": 1200}
+STACK = {"quick": 200, "paper": 600}  # the equilibrium's warm-up
 LEARNING_RATE = {"tcn": 2e-3, "lstm": 3e-3, "gru": 3e-3}
 
 
@@ -26,6 +26,7 @@ def recipe(args: list[str]) -> Config:
     train = TrainOptions(
         steps=STEPS.get(chosen.preset, 400),
         stack_steps=STACK.get(chosen.preset, 200) if solves else 0,
+        stack_jitter=2,
         batch_size=32,
         beta2=0.95,
         learning_rate=LEARNING_RATE.get(chosen.model, 3e-3),

@@ -77,7 +77,8 @@ def run(
         f: on states with the batch on axis 0.
         z0: leaves (batch, ...).
         solver: with its options final.
-        batched: False if the batch is the one that `to_front` added; nothing is frozen then.
+        batched: False if the batch is the one that `to_front` added: no sample then goes on without
+            another, and histories need no mask.
         trace: record the residual of every step.
         resume: the `state` of an earlier result on like states: keep its history.
         loop: `Adjoint.loop` of an adjoint that differentiates the loop; None is a while loop.
@@ -224,7 +225,7 @@ def _like_mine(given: PyTree, mine: PyTree) -> PyTree:
 def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
     active = c.status == Status.RUNNING
     freeze = rules.freeze
-    f = replace(f, frozen=(c.point.z, active)) if freeze else f
+    f = replace(f, frozen=(c.point.z, active))
     step = solver.step(f, c.point, c.solver_state, rules.age + c.k, active if freeze else None)
     residual, f_norm = step.point.norms()
 

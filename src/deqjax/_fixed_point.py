@@ -16,7 +16,7 @@ from ._equilibrium import equilibrium
 from ._errors import unknown_keyword
 from ._options import choose
 from ._solution import Solution, Stats, Status
-from ._state import from_front, norm, to_front
+from ._state import from_front, is_sharded, norm, to_front
 from .adjoints import Adjoint, Implicit, Unrolled
 from .solvers import Solver, as_solver
 
@@ -67,7 +67,9 @@ def fixed_point(
             `Phantom(steps=3)`.
         adjoint_solver: solver of the implicit adjoint; None means the forward one.
         rtol: relative tolerance, overrides the solver's (default 1e-5 in float32, 1e-8 in float64).
-        atol: absolute tolerance, overrides the solver's (default 1e-5 * rtol).
+        atol: absolute tolerance of the forward solve, overrides the solver's (default 1e-5 * rtol).
+            The adjoint equation is as large as the loss makes it: rtol alone holds there, unless
+            `adjoint_solver` says otherwise.
         max_steps: overrides the solver's (default 100). 0 only evaluates f at z0.
         batch_axis: None, one equation over the whole pytree; an int, independent equations along
             that axis of every leaf. Each sample then stops on its own test and is frozen: its
@@ -244,7 +246,7 @@ def _first_guess(solver: Solver, z0: PyTree) -> PyTree:
 
 def _restriction(f: Callable, z0: PyTree, args: tuple, axis: int) -> Restriction:
     """f on a part of the batch: the same function of fewer rows."""
-    if any(s is not None for x in jax.tree.leaves(z0) for s in jax.typeof(x).sharding.spec):
+    if any(map(is_sharded, jax.tree.leaves(z0))):
         raise ValueError(
             "Compacted() gathers samples, which an explicitly sharded state does not allow: run it "
             "inside shard_map, or use the solver without Compacted()"

@@ -8,12 +8,13 @@ and a small matrix is (batch, m, m). Reductions accumulate in float32 at least, 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 PyTree = Any
 
@@ -103,16 +104,35 @@ def norm(a: PyTree) -> jax.Array:
     return jnp.sqrt(dot(*(lax.stop_gradient(a),) * 2))
 
 
-def _contract(x, y, contracting):
-    """Per-sample contraction, batch on axis 0 of both."""
+def _contract(x, y, contracting, batch: int = 1):
+    """Contraction per sample, or per row of it: the first `batch` axes of both are the same."""
+    shared = tuple(range(batch))
     # `dot_general` and not multiply-and-sum: XLA's CPU back end runs the latter on one thread.
     dtype = wide(jnp.promote_types(x.dtype, y.dtype))
     return lax.dot_general(
         x.astype(dtype),
         y.astype(dtype),
-        (contracting, ((0,), (0,))),
+        (contracting, (shared, shared)),
         precision=lax.Precision.HIGHEST,
+        out_sharding=_kept_sharding(x, y, contracting, batch),
     )
+
+
+def _kept_sharding(x, y, contracting, batch: int) -> PartitionSpec | None:
+    """Under an explicit mesh: the axes that a contraction keeps stay where they are, and what it
+    sums over devices is the same on all of them."""
+    if not (is_sharded(x) or is_sharded(y)):
+        return None
+    kept = [
+        [s for axis, s in enumerate(jax.typeof(a).sharding.spec) if axis not in axes]
+        for a, axes in zip((x, y), contracting, strict=True)
+    ]
+    return PartitionSpec(*kept[0], *kept[1][batch:])
+
+
+def is_sharded(x: jax.Array) -> bool:
+    """Whether the type of x, under an explicit mesh, spreads it over devices."""
+    return any(s is not None for s in jax.typeof(x).sharding.spec)
 
 
 def _total(tree: PyTree) -> jax.Array:
@@ -165,13 +185,22 @@ class History:
     way): XLA then writes the slot in place. A history that is read after a push in the same step,
     or in an order that is left open, is copied whole (seen on the CPU back end, which drops
     optimisation barriers before it decides).
+
+    Attributes:
+        values: the vectors.
+        one: one equation. Its leaves (1, n, ...) become (1, n, m, ...), and products with them are
+            taken for each of the n rows first: XLA's CPU back end runs a product on several threads
+            only where it has a batch to spread over them.
     """
 
     values: PyTree
+    one: bool = field(default=False, metadata={"static": True})
 
     @classmethod
     def zeros(cls, z: PyTree, memory: int, dtype=None) -> History:
         """m zero vectors, laid out (and sharded) like z."""
+        leaves = jax.tree.leaves(z)
+        history = cls((), one=leaves[0].shape[0] == 1 and not any(map(is_sharded, leaves)))
 
         def leaf(x):
             if dtype is not None and jnp.iscomplexobj(x) and not jnp.issubdtype(dtype, complex):
@@ -179,22 +208,28 @@ class History:
                     f"history_dtype={jnp.dtype(dtype)} would drop the imaginary part of a "
                     f"{x.dtype} state: use a complex dtype or None"
                 )
-            zero = jnp.zeros_like(x, dtype=dtype)[:, None]
-            return jnp.broadcast_to(zero, (x.shape[0], memory, *x.shape[1:]))
+            axis = history.axis(x.ndim)
+            zero = jnp.expand_dims(jnp.zeros_like(x, dtype=dtype), axis)
+            return jnp.broadcast_to(zero, (*x.shape[:axis], memory, *x.shape[axis:]))
 
-        return cls(jax.tree.map(leaf, z))
+        return replace(history, values=jax.tree.map(leaf, z))
+
+    def axis(self, ndim: int) -> int:
+        """The axis along which the m vectors of a leaf, (batch, ...) of `ndim` axes, lie."""
+        return 2 if self.one and ndim > 2 else 1
 
     def push(self, v: PyTree, slot: jax.Array, active: jax.Array | None) -> History:
         """Write v into `slot` for the active samples (None: all); the others keep theirs."""
 
         def leaf(h, x):
-            x = x.astype(h.dtype)[:, None]
+            axis = self.axis(x.ndim)
+            x = jnp.expand_dims(x.astype(h.dtype), axis)
             if active is not None:
-                old = lax.dynamic_slice_in_dim(h, slot, 1, axis=1)
+                old = lax.dynamic_slice_in_dim(h, slot, 1, axis)
                 x = jnp.where(per_sample(active, x), x, old)
-            return lax.dynamic_update_slice_in_dim(h, x, slot, axis=1)
+            return lax.dynamic_update_slice_in_dim(h, x, slot, axis)
 
-        return History(jax.tree.map(leaf, self.values, v))
+        return replace(self, values=jax.tree.map(leaf, self.values, v))
 
     def holds(self, v: PyTree) -> bool:
         """Whether v, in the dtype of arithmetic, is stored without rounding."""
@@ -210,14 +245,23 @@ class History:
 
         def leaf(h, x):
             x = x.conj() if jnp.iscomplexobj(x) else x
-            axes = tuple(range(1, x.ndim))
+            batch = self.axis(x.ndim)
+            axes = range(batch, x.ndim)
             # The vector on the left: XLA's CPU back end then passes over h twice as fast.
-            return _contract(h, x, (tuple(a + 1 for a in axes), axes)).real
+            rows = _contract(h, x, (tuple(a + 1 for a in axes), tuple(axes)), batch).real
+            return rows if batch == 1 else rows.sum(axis=1)
 
         return _total(jax.tree.map(leaf, self.values, v))
 
     def combine(self, c: jax.Array) -> PyTree:
         """Hc = Σᵢ cᵢ Hᵢ per sample, for c of shape (batch, m), in float32 at least."""
 
+        def leaf(h):
+            axis = self.axis(h.ndim - 1)
+            if axis == 1:
+                return _contract(c, h, ((1,), (1,)))
+            rows = jnp.broadcast_to(c[:, None], (*h.shape[:2], c.shape[-1]))
+            return _contract(rows, h, ((2,), (2,)), 2)
+
         # Never a sum of slices: XLA would fuse it into, and compute it again for, every use.
-        return jax.tree.map(lambda h: _contract(c, h, ((1,), (1,))), self.values)
+        return jax.tree.map(leaf, self.values)

@@ -502,6 +502,28 @@ def explicit_sharding_compacted():
         assert "Compacted" in str(error), error
 
 
+def explicit_one_equation():
+    """One equation whose own axes are spread over devices: every product is summed over them."""
+    x = np.random.default_rng(1).normal(size=(BATCH, 4, 4))
+    mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+
+    def loss(x, solver):
+        f = lambda z, x: 0.9 * jnp.sin(z) + x
+        sol = deqjax.fixed_point(f, jnp.zeros_like(x), x, solver=solver, rtol=1e-10, max_steps=200)
+        return jnp.sum(jnp.cos(sol.z)), sol
+
+    for solver in (SOLVERS | OTHERS).values():
+        if solver.leaves_samples_behind:
+            continue
+        step = jax.jit(jax.value_and_grad(lambda x, s=solver: loss(x, s), has_aux=True))
+        (value, sol), grad = step(x)
+        for spec in (P("a"), P(None, "b"), P("a", "b"), P(None, None, ("a", "b"))):
+            with jax.set_mesh(mesh):
+                (got, spread), got_grad = step(jax.device_put(x, NamedSharding(mesh, spec)))
+            assert np.all(spread.stats.converged)
+            assert_close((got, got_grad, spread.z), (value, grad, sol.z))
+
+
 PROGRAMS = (
     shard_map_values,
     shard_map_gradients,
@@ -528,6 +550,7 @@ PROGRAMS = (
     explicit_sharding_broyden,
     explicit_sharding_newton_krylov,
     explicit_sharding_compacted,
+    explicit_one_equation,
 )
 
 if __name__ == "__main__":

@@ -360,6 +360,46 @@ def test_the_adjoint_takes_over_the_forward_tolerances():
     assert call(rtol=1e-8, max_steps=3, adjoint_solver=own) == 3
 
 
+@pytest.mark.parametrize("tolerances", [dict(rtol=1e-6, atol=1e-3), dict(rtol=0.0, atol=1e-6)])
+@pytest.mark.parametrize("adjoint_solver", [None, "broyden", deqjax.Compacted("anderson")])
+def test_the_gradient_of_a_small_loss_is_as_good_as_of_a_large_one(tolerances, adjoint_solver):
+    """The adjoint equation is linear: an absolute tolerance on z says nothing about its solution,
+    and must not take a small cotangent for a solved equation."""
+    theta, x = tanh_parameters(6, radius=0.9)
+    x = x * np.array([0.1, 1.0, 5.0])[:, None]
+    options = dict(batch_axis=0, adjoint_solver=adjoint_solver, **tolerances)
+
+    def gradient(scale):
+        def of(theta, probe):
+            sol = deqjax.fixed_point(
+                tanh_cell, jnp.zeros_like(x), theta, x, adjoint_probe=probe, **options
+            )
+            return scale * loss_of(sol.z)
+
+        return jax.jit(jax.grad(of, (0, 1)))(theta, deqjax.adjoint_probe(3, x.dtype))
+
+    large, (small, stats) = gradient(1.0)[0], gradient(1e-12)
+    assert bool(stats.converged.all()) and int(stats.steps.min()) > 1
+    assert float(stats.rel_residual.max()) <= 1e-6
+    for a, b in zip(jax.tree.leaves(large), jax.tree.leaves(small), strict=True):
+        np.testing.assert_allclose(1e12 * np.asarray(b), a, rtol=1e-9)
+
+
+def test_an_absolute_tolerance_of_the_adjoint_is_its_own():
+    theta, x = tanh_parameters(6, radius=0.9)
+
+    def steps(**options):
+        def of(probe):
+            sol = deqjax.fixed_point(
+                tanh_cell, jnp.zeros_like(x), theta, x, adjoint_probe=probe, **options
+            )
+            return loss_of(sol.z)
+
+        return int(jax.grad(of)(deqjax.adjoint_probe(None, x.dtype)).steps)
+
+    assert steps(adjoint_solver=deqjax.Anderson(atol=1e3)) == 0 < steps(atol=1e3, rtol=1e-6)
+
+
 def test_the_adjoint_solver_is_the_one_asked_for():
     theta, x = tanh_parameters(6, radius=0.9)
     call = functools.partial(

@@ -20,6 +20,7 @@ SLOW = [
     "shard_map_newton_krylov shard_map_line_search shard_map_gmres_adjoint shard_map_shine",
     "a_collective_in_f_needs_an_agreed_stop",
     "named_sharding_of_other_solvers explicit_sharding_picard explicit_sharding_newton_krylov",
+    "explicit_one_equation",
 ]
 
 

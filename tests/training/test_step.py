@@ -97,6 +97,17 @@ def test_depth_trains_the_stack(batch):
     assert float(metrics["forward_steps"]) == 2 and "adjoint_steps" not in metrics
 
 
+def test_the_stack_has_a_depth_drawn_for_each_step():
+    options = TrainOptions(stack_steps=60, stack_depth=2, stack_jitter=2, seed=5)
+    drawn = [options.depth(step) for step in range(60)]
+    assert set(drawn) == {2, 3, 4} == set(options.stack_depths())
+    assert drawn == [options.depth(step) for step in range(60)]  # a restart draws the same
+    assert options.depth(60) is None
+    assert {TrainOptions(stack_steps=9).depth(step) for step in range(9)} == {2}
+    with pytest.raises(ValueError, match="--stack-jitter"):
+        TrainOptions(stack_jitter=-1).check()
+
+
 def test_the_schedule_warms_up_peaks_and_decays():
     options = TrainOptions(steps=100, warmup=10, learning_rate=1.0, learning_rate_end=0.1)
     rate = learning_rate(options)
@@ -104,6 +115,15 @@ def test_the_schedule_warms_up_peaks_and_decays():
     assert 0 < values[0] < 0.2 and values[10] == pytest.approx(1.0)
     assert values == sorted(values[:11]) + sorted(values[11:], reverse=True)
     assert values[100] == pytest.approx(0.1)
+
+
+def test_the_rate_warms_up_again_when_the_solve_begins():
+    options = dict(steps=100, warmup=10, learning_rate=1.0)
+    plain = learning_rate(TrainOptions(**options))
+    again = learning_rate(TrainOptions(**options, stack_steps=50))
+    share = [float(again(step) / plain(step)) for step in range(100)]
+    assert share[:50] == [1.0] * 50 and share[60:] == [1.0] * 40
+    assert share[50] == pytest.approx(1 / 11) and share[50:60] == sorted(share[50:60])
 
 
 def test_vectors_are_not_decayed():

@@ -36,6 +36,7 @@ def options(folder: Path, **changes) -> TrainOptions:
         batch_size=2,
         warmup=2,
         stack_steps=3,
+        stack_jitter=1,
         runs=folder,
         name="run",
         log_every=1,

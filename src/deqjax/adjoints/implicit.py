@@ -25,7 +25,10 @@ class Implicit(Adjoint):
 
     Attributes:
         solver: a name or a solver ('gmres' among them); None means the forward solver's family.
-            Tolerances that it leaves at None are those of the forward solve.
+            If it leaves rtol or max_steps at None, they are those of the forward solve. Its atol is
+            then 0: the equation is linear in v, whose size is that of the loss and has nothing to
+            do with that of z, so that an absolute tolerance would take a small loss for a solved
+            equation.
     """
 
     solver: str | Solver | None = None
@@ -43,9 +46,16 @@ class Implicit(Adjoint):
                 "the adjoint's solver is given twice: by adjoint=Implicit(solver=...) and by "
                 "adjoint_solver=...; keep one"
             )
-        solver = as_solver(adjoint_solver or self.solver or forward.for_adjoint())
-        missing = {k: getattr(forward, k) for k in Solver.options() if getattr(solver, k) is None}
-        return replace(self, solver=solver.with_options(**missing))
+        given = adjoint_solver or self.solver
+        if given is None:
+            solver, own = forward.for_adjoint(), {}
+        else:
+            solver = as_solver(given)
+            own = {k: v for k in Solver.options() if (v := getattr(solver, k)) is not None}
+        # Where only the forward atol counts, it says how many digits are wanted.
+        rtol = (forward.atol or 0.0) if forward.rtol == 0 else forward.rtol
+        taken = dict(rtol=rtol, max_steps=forward.max_steps, atol=0.0) | own
+        return replace(self, solver=solver.with_options(**taken))
 
     @property
     def leaves_samples_behind(self):

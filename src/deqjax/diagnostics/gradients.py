@@ -191,7 +191,7 @@ def _tight(forward: Solver, z: PyTree) -> Solver:
     eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(z))
     rtol = forward.tolerances(z).rtol
     rtol = min(rtol, max(1e-2 * rtol, 10 * eps))
-    return replace(forward.for_adjoint(), rtol=rtol, atol=1e-5 * rtol, max_steps=1000)
+    return replace(forward.for_adjoint(), rtol=rtol, atol=0.0, max_steps=1000)
 
 
 def _rounded(report: Stats) -> Stats:

@@ -116,9 +116,10 @@ class _Session:
         self.task, self.options, self.graph = task, options, graph
         self.checkpoints, self.metrics = checkpoints, metrics
         self.before, self.began = seconds, time.monotonic()
-        stack = make_step(task, graph, optimiser, options.stack_depth)
-        self.stack = jax.jit(stack, donate_argnums=0)
-        self.solve = jax.jit(make_step(task, graph, optimiser), donate_argnums=0)
+        self.steps = {
+            depth: jax.jit(make_step(task, graph, optimiser, depth), donate_argnums=0)
+            for depth in (None, *options.stack_depths())
+        }
         self.evaluated: tuple[int, dict[str, float]] | None = None
 
     def seconds(self) -> float:
@@ -145,8 +146,7 @@ class _Session:
             for step in range(start, options.steps):
                 batch = self.task.batch(step)
                 tokens += _tokens(batch)
-                train_step = self.stack if step < options.stack_steps else self.solve
-                state, metrics = train_step(state, batch)
+                state, metrics = self.steps[options.depth(step)](state, batch)
                 done = step + 1
                 last = done == options.steps
                 if done % options.log_every == 0 or last:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from .._errors import check_integer, check_tolerance
 from .._options import choose
 from .checkpoints import CheckpointError
@@ -68,6 +70,9 @@ class TrainOptions:
     """first steps, in which a stack of stack_depth applications is trained instead of the solve"""
     stack_depth: int = 2
     """see stack_steps"""
+    stack_jitter: int = 0
+    """up to this many applications more in a step, drawn at random: a fixed point gives the same
+    answer at every depth, a cycle does not"""
     seed: int = 0
     """seed of parameters, data order and dropout"""
     runs: Path = Path("runs")
@@ -85,10 +90,20 @@ class TrainOptions:
     tensorboard: bool = False
     """write TensorBoard events too (needs tensorboardX)"""
 
+    def stack_depths(self) -> range:
+        """The depths that `depth` may give."""
+        return range(self.stack_depth, self.stack_depth + self.stack_jitter + 1)
+
+    def depth(self, step: int) -> int | None:
+        """What training step `step` trains: a stack of so many applications, or None, the solve."""
+        if step >= self.stack_steps:
+            return None
+        return int(np.random.default_rng((self.seed, step)).choice(self.stack_depths()))
+
     def check(self) -> None:
         for name in ("steps", "batch_size", "log_every", "eval_every", "checkpoint_every"):
             check_integer("--" + name.replace("_", "-"), getattr(self, name), least=1)
-        for name in ("warmup", "stack_steps", "seed"):
+        for name in ("warmup", "stack_steps", "stack_jitter", "seed"):
             check_integer("--" + name.replace("_", "-"), getattr(self, name), least=0)
         check_integer("--stack-depth", self.stack_depth, least=1)
         for name in ("learning_rate", "learning_rate_end", "weight_decay"):
