@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from deqjax.nn import DEQ, LanguageModel, TransformerCell, TransformerInput
-from deqjax.nn.transformer import _layer_norm, _mask, _shift
+from deqjax.nn.transformer import _mask, _shift, layer_norm
 
 BATCH, TIME, MEMORY, WIDTH, HEADS = 2, 4, 3, 4, 2
 TIGHT = dict(solver="picard", rtol=1e-13, max_steps=300)
@@ -274,14 +274,14 @@ def test_a_mimetic_start_looks_at_what_is_unlike_and_copies_it():
     np.testing.assert_allclose(w_q @ w_k.T, -0.5 * np.eye(WIDTH), atol=1e-6)
 
 
-def test_layer_norm():
+def testlayer_norm():
     y = 3.0 + 5.0 * normal(1, 6, 8)
-    out = _layer_norm(y)
+    out = layer_norm(y)
     assert_close(out.mean(-1), 0.0)
     assert_close(out.var(-1), y.var(-1) / (y.var(-1) + 1e-5))
-    np.testing.assert_array_equal(_layer_norm(jnp.full((1, 4), 2.0)), 0.0)
-    assert jnp.isfinite(jax.grad(lambda y: _layer_norm(y)[0, 0])(jnp.full((1, 4), 2.0))).all()
-    narrow = _layer_norm(y.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(layer_norm(jnp.full((1, 4), 2.0)), 0.0)
+    assert jnp.isfinite(jax.grad(lambda y: layer_norm(y)[0, 0])(jnp.full((1, 4), 2.0))).all()
+    narrow = layer_norm(y.astype(jnp.bfloat16))
     assert narrow.dtype == jnp.bfloat16
     assert_close(narrow.astype(float), out, 2e-2)
 
@@ -296,19 +296,19 @@ def test_dropout_masks_are_variational_and_scaled():
     cell = contractive(dropout=0.5)
     given = TransformerInput(normal(1, BATCH, TIME, WIDTH))
     context = cell.inject(given)
-    masks = [context.mask_attention, context.mask_hidden, context.mask_output]
+    masks = context.masks
     assert [m.shape for m in masks] == [(BATCH, 1, WIDTH), (BATCH, 1, 6), (BATCH, 1, WIDTH)]
     run = nnx.jit(lambda cell, z, context: cell(z, context))
     z, zero = normal(2, BATCH, TIME, WIDTH), jnp.zeros_like
     y = run(cell, z, context)
     # Each mask reaches its own branch: without attention and feed-forward two norms are left.
-    off = context._replace(mask_attention=zero(masks[0]), mask_output=zero(masks[2]))
-    assert_close(run(cell, z, off), _layer_norm(_layer_norm(z)))
-    quiet = context._replace(mask_attention=zero(masks[0]), mask_hidden=zero(masks[1]))
-    assert_close(run(cell, z, quiet), _layer_norm(_layer_norm(z)))
+    off = context._replace(masks=masks._replace(attention=zero(masks[0]), output=zero(masks[2])))
+    assert_close(run(cell, z, off), layer_norm(layer_norm(z)))
+    quiet = context._replace(masks=masks._replace(attention=zero(masks[0]), hidden=zero(masks[1])))
+    assert_close(run(cell, z, quiet), layer_norm(layer_norm(z)))
     assert not np.allclose(y, run(cell, z, off), atol=1e-3)
     cell.eval()
-    assert cell.inject(given)[-3:] == (None, None, None)
+    assert cell.inject(given).masks == (None, None, None)
 
 
 def test_dropout_is_drawn_once_per_solve():

@@ -4,7 +4,10 @@ from .deq import DEQ as DEQ
 from .language_model import LanguageModel as LanguageModel
 from .language_model import LanguageModelOutput as LanguageModelOutput
 from .recurrent import Recurrent as Recurrent
+from .stack import CellStack as CellStack
 from .tcn import TCN as TCN
 from .transformer import Memory as Memory
 from .transformer import TransformerCell as TransformerCell
 from .transformer import TransformerInput as TransformerInput
+from .transformer import forget as forget
+from .weight_norm import WeightNormLinear as WeightNormLinear

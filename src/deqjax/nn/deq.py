@@ -84,6 +84,7 @@ class DEQ(nnx.Module):
         *,
         z0: PyTree | None = None,
         depth: int | None = None,
+        context: PyTree = None,
         resume: Any = None,
         trace: bool = False,
         adjoint_probe: Stats | None = None,
@@ -96,12 +97,14 @@ class DEQ(nnx.Module):
             depth: None solves. An int stacks the cell that many times from z0 instead, with plain
                 back-propagation: the warm-up of DEQ training, and the weight-tied baseline. The
                 statistics then say how far that stack is from an equilibrium.
+            context: what `cell.inject(x)` has returned, where the caller needs it as well.
             resume, trace, adjoint_probe: as in `deqjax.fixed_point`.
         """
         if z0 is None:
             z0 = self._initial_state(x)
         inject = getattr(self.cell, "inject", None)
-        context = x if inject is None else inject(x)
+        if context is None:
+            context = x if inject is None else inject(x)
         graph, state = nnx.split(self.cell)
         # Arrays of the context are arguments of f, so that a solver can pick samples from them;
         # whatever else is in it (a length, a name) stays as it is.

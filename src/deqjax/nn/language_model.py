@@ -85,9 +85,10 @@ class LanguageModel(nnx.Module):
         """
         given = TransformerInput(self.embed(tokens), memory)
         depth = self.depth if depth is None else depth
-        solution = self.deq(given, z0=z0, depth=depth, adjoint_probe=adjoint_probe)
+        context = self.cell.inject(given)
+        solution = self.deq(given, z0=z0, depth=depth, context=context, adjoint_probe=adjoint_probe)
         z = self.drop_out(solution.z)
         logits = (z @ self.embedding[...].T).astype(jnp.float32) + self.bias[...]
         if self.cell.memory_length:
-            memory = self.cell.remember(given, solution.z)
+            memory = self.cell.remember(given, solution.z, context)
         return LanguageModelOutput(logits, memory, solution)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from .weight_norm import WeightNormLinear, affine, weight
+
 PyTree = Any
 
 
@@ -26,27 +28,57 @@ class Memory(NamedTuple):
     valid: jax.Array
 
 
+def forget(memory: PyTree, fresh: jax.Array) -> PyTree:
+    """The memory without what stands before a new text: `fresh`, (batch, 1) bool, says where one
+    begins. Takes one `Memory` or several, as a `CellStack` has them."""
+    return jax.tree.map(
+        lambda m: m._replace(valid=m.valid & ~fresh),
+        memory,
+        is_leaf=lambda m: isinstance(m, Memory),
+    )
+
+
 class TransformerInput(NamedTuple):
-    """x: the embedded input, (batch, time, d); memory: a `Memory` or None."""
+    """x: the embedded input, (batch, time, d); memory: a `Memory`, a tuple of them, or None."""
 
     x: jax.Array
-    memory: Memory | None = None
+    memory: Any = None
+
+
+class Weights(NamedTuple):
+    """The matrices that z is multiplied by, (n_in, n_out)."""
+
+    qkv: jax.Array
+    out: jax.Array
+    up: jax.Array
+    down: jax.Array
+
+
+class Masks(NamedTuple):
+    """Variational dropout, already scaled: (batch, 1, n) each, or None."""
+
+    attention: jax.Array | None = None
+    hidden: jax.Array | None = None
+    output: jax.Array | None = None
 
 
 class TransformerContext(NamedTuple):
     """All that one block needs besides z, computed once per solve."""
 
-    injection: jax.Array  # (batch, time, 3d)
+    injection: jax.Array | None  # (batch, time, 3d)
     key_value: jax.Array  # (batch, memory, 2d): keys and values of the memory
     position: jax.Array  # (memory + time, d): keys of the relative positions, furthest first
     allowed: jax.Array  # (batch or 1, 1, time, memory + time) bool
-    mask_attention: jax.Array | None  # (batch, 1, d): variational dropout, already scaled
-    mask_hidden: jax.Array | None  # (batch, 1, d_inner)
-    mask_output: jax.Array | None  # (batch, 1, d)
+    masks: Masks
+    weights: Weights | None  # where they are normalised; None, the parameters themselves
 
 
 class TransformerCell(nnx.Module):
-    """y = LN(z + attention(z)), f(z) = LN(y + feed_forward(y)); post-LN, no affine.
+    """y = LN(z + attention(z)), f(z) = LN(y + feed_forward(y)): post-LN, no affine.
+
+    With norm="pre" it is y = z + attention(LN(z)), f(z) = y + feed_forward(LN(y)): a block for a
+    `CellStack`, which normalises what the last block returns. Alone it has no equilibrium to speak
+    of: z = f(z) says that the block does nothing.
 
     The cell of the DEQ paper (Bai et al. 2019, section 4 and released code): Transformer-XL
     attention with relative positions (Dai et al. 2019, arXiv 1901.02860) over [memory; z]; the
@@ -62,6 +94,10 @@ class TransformerCell(nnx.Module):
         d_inner: width of the ReLU feed-forward.
         memory_length: positions kept from the previous segment; 0 for none.
         dropout: rate of the variational masks, in [0, 1).
+        norm: "post" or "pre".
+        weight_norm: learn length and direction of all matrices apart (`WeightNormLinear`), as the
+            released code does. They are normalised once per solve.
+        injected: False leaves the injection out: a layer of an explicit network.
         mimetic: start the injection as trained language models look (Trockman and Kolter 2023,
             arXiv 2305.09828), W_q W_kᵀ = −I/2 and W_v W_out = I with orthogonal factors: a position
             looks at what is unlike itself, and copies it. Where a task is to copy, learning starts
@@ -77,26 +113,39 @@ class TransformerCell(nnx.Module):
         d_inner: int,
         memory_length: int = 0,
         dropout: float = 0.0,
+        norm: str = "post",
+        weight_norm: bool = False,
+        injected: bool = True,
         mimetic: bool = False,
         rngs: nnx.Rngs,
     ):
         if d % heads:
             raise ValueError(f"the width d={d} must be a multiple of heads={heads}")
+        if norm not in ("post", "pre"):
+            raise ValueError(f"norm must be 'post' or 'pre', got {norm!r}")
+        if mimetic and (weight_norm or not injected):
+            raise ValueError(
+                "mimetic=True sets the injection's weights: it needs injected=True and "
+                "weight_norm=False"
+            )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
         self.d, self.heads, self.d_inner = d, heads, d_inner
         self.memory_length, self.dropout = memory_length, dropout
+        self.norm, self.weight_norm, self.injected = norm, weight_norm, injected
         self.deterministic = False
         self.rngs = rngs.fork() if dropout else None
 
         def linear(n_in, n_out, bias=False, gain=1.0):
             init = nnx.initializers.variance_scaling(gain**2, "fan_in", "normal")
-            return nnx.Linear(n_in, n_out, use_bias=bias, kernel_init=init, rngs=rngs)
+            kind = WeightNormLinear if weight_norm else nnx.Linear
+            return kind(n_in, n_out, use_bias=bias, kernel_init=init, rngs=rngs)
 
         # What comes from z starts smaller than what comes from x: the trained cell then needs
         # fewer solver steps and learns faster (measured in docs/design.md).
-        self.qkv = linear(d, 3 * d, gain=0.25)
-        self.inject_qkv = linear(d, 3 * d)
+        self.qkv = linear(d, 3 * d, gain=0.25 if injected else 1.0)
+        if injected:
+            self.inject_qkv = linear(d, 3 * d)
         self.position = linear(d, d)
         self.out = linear(d, d)
         self.up = linear(d, d_inner, bias=True)
@@ -115,47 +164,61 @@ class TransformerCell(nnx.Module):
     def initial_state(self, given: TransformerInput) -> jax.Array:
         return jnp.zeros_like(given.x)
 
-    def inject(self, given: TransformerInput) -> TransformerContext:
-        """Everything that stays fixed while z is being solved for."""
+    def masks(self, batch: int) -> Masks:
+        """New masks of variational dropout; none in eval mode."""
+        if self.rngs is None or self.deterministic:
+            return Masks()
+        sizes = (self.d, self.d_inner, self.d)
+        shapes = [(batch, 1, n) for n in sizes]
+        return Masks(*(_mask(self.rngs.dropout(), self.dropout, shape) for shape in shapes))
+
+    def inject(self, given: TransformerInput, masks: Masks | None = None) -> TransformerContext:
+        """Everything that stays fixed while z is being solved for. masks: None draws them."""
         x, memory = given
         batch, time, d = x.shape
         length = 0 if memory is None else memory.z.shape[1]
-        injection = self.inject_qkv(x)
-        kernel = self.qkv.kernel[...]
+        injection = self.inject_qkv(x) if self.injected else None
+        weights = self._weights()
         key_value = jnp.zeros((batch, 0, 2 * d), x.dtype)
         allowed = _causal(time, length)
         if memory is not None:
-            key_value = memory.z @ kernel[:, d:] + memory.injection[..., d:]
+            key_value = self._before(memory.z) @ weights.qkv[:, d:]
+            if self.injected:
+                key_value += memory.injection[..., d:]
             seen = jnp.concatenate([memory.valid, jnp.ones((batch, time), bool)], axis=1)
             allowed = allowed & seen[:, None, None, :]
         position = self.position(_sinusoid(length + time, d).astype(x.dtype))
-        masks = (None, None, None)
-        if self.rngs is not None and not self.deterministic:
-            sizes = (d, self.d_inner, d)
-            masks = tuple(_mask(self.rngs.dropout(), self.dropout, (batch, 1, n)) for n in sizes)
-        return TransformerContext(injection, key_value, position, allowed, *masks)
+        masks = self.masks(batch) if masks is None else masks
+        normalised = weights if self.weight_norm else None
+        return TransformerContext(injection, key_value, position, allowed, masks, normalised)
 
     def __call__(self, z: jax.Array, context: TransformerContext) -> jax.Array:
         """f(z) for z of shape (batch, time, d)."""
-        y = _layer_norm(z + _apply(context.mask_attention, self._attention(z, context)))
-        hidden = _apply(context.mask_hidden, jax.nn.relu(self.up(y)))
-        return _layer_norm(y + _apply(context.mask_output, self.down(hidden)))
+        w = context.weights or self._weights()
+        y = self._after(z + _apply(context.masks.attention, self._attention(z, context)))
+        hidden = jax.nn.relu(affine(self.up, w.up, self._before(y)))
+        change = affine(self.down, w.down, _apply(context.masks.hidden, hidden))
+        return self._after(y + _apply(context.masks.output, change))
 
-    def remember(self, given: TransformerInput, z: jax.Array) -> Memory:
+    def remember(
+        self, given: TransformerInput, z: jax.Array, context: TransformerContext | None = None
+    ) -> Memory:
         """The memory for the next segment: the last `memory_length` positions of [memory; z]."""
-        injection = self.inject_qkv(given.x)  # the solve computed it too: XLA merges the two
+        # The solve computed it too: XLA merges the two.
+        injection = self.inject_qkv(given.x) if self.injected else given.x[..., :0]
         valid = jnp.ones(z.shape[:2], bool)
-        if given.memory is not None and z.shape[1] < self.memory_length:
-            z = jnp.concatenate([given.memory.z, z], axis=1)
-            injection = jnp.concatenate([given.memory.injection, injection], axis=1)
-            valid = jnp.concatenate([given.memory.valid, valid], axis=1)
+        before = given.memory
+        if before is not None and z.shape[1] < self.memory_length:
+            z = jnp.concatenate([before.z, z], axis=1)
+            injection = jnp.concatenate([before.injection, injection], axis=1)
+            valid = jnp.concatenate([before.valid, valid], axis=1)
         keep = slice(max(0, z.shape[1] - self.memory_length), None)
         return Memory(*jax.lax.stop_gradient((z[:, keep], injection[:, keep], valid[:, keep])))
 
     def empty_memory(self, batch: int, dtype: Any = jnp.float32) -> Memory:
         """The memory before the first segment."""
         m, d = self.memory_length, self.d
-        z, injection = jnp.zeros((batch, m, d), dtype), jnp.zeros((batch, m, 3 * d), dtype)
+        z, injection = (jnp.zeros((batch, m, n), dtype) for n in (d, 3 * d * self.injected))
         return Memory(z, injection, valid=jnp.zeros((batch, m), bool))
 
     def attention_weights(self, z: jax.Array, context: TransformerContext) -> jax.Array:
@@ -165,11 +228,13 @@ class TransformerCell(nnx.Module):
     def _attention(self, z, context):
         weights, v = self._weights_and_values(z, context)
         out = jnp.einsum("bhij,bjhd->bihd", weights.astype(z.dtype), v)
-        return self.out(out.reshape(z.shape))
+        return out.reshape(z.shape) @ (context.weights or self._weights()).out
 
     def _weights_and_values(self, z, context):
         """softmax((q + b_c)ᵀk + (q + b_p)ᵀr), with r the key of the distance; and v."""
-        qkv = self.qkv(z) + context.injection
+        qkv = self._before(z) @ (context.weights or self._weights()).qkv
+        if self.injected:
+            qkv += context.injection
         q, key_value = qkv[..., : self.d], qkv[..., self.d :]
         key_value = jnp.concatenate([context.key_value, key_value], axis=1)
         k, v = jnp.split(key_value, 2, axis=-1)
@@ -183,11 +248,22 @@ class TransformerCell(nnx.Module):
         scores = scores.astype(jnp.promote_types(z.dtype, jnp.float32))
         return jax.nn.softmax(scores, axis=-1), v
 
+    def _weights(self) -> Weights:
+        return Weights(*map(weight, (self.qkv, self.out, self.up, self.down)))
+
+    def _before(self, z):
+        """What a part of the block reads of the residual stream."""
+        return layer_norm(z) if self.norm == "pre" else z
+
+    def _after(self, z):
+        """What a part of the block leaves of it."""
+        return layer_norm(z) if self.norm == "post" else z
+
     def _heads(self, x):
         return x.reshape(*x.shape[:-1], self.heads, self.d // self.heads)
 
 
-def _layer_norm(y: jax.Array, epsilon: float = 1e-5) -> jax.Array:
+def layer_norm(y: jax.Array, epsilon: float = 1e-5) -> jax.Array:
     wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
     centred = wide - wide.mean(-1, keepdims=True)
     variance = jnp.mean(centred**2, -1, keepdims=True)

@@ -17,7 +17,7 @@ from .._fixed_point import adjoint_probe
 from .._solution import Stats
 from ..adjoints import as_adjoint
 from ..data import Batch, Stream
-from ..nn import LanguageModel, Memory
+from ..nn import LanguageModel, Memory, forget
 
 PyTree = Any
 
@@ -25,7 +25,7 @@ PyTree = Any
 class Carry(NamedTuple):
     """What one segment hands to the next: its memory, and its z* to start from (or None)."""
 
-    memory: Memory
+    memory: Memory | tuple[Memory, ...]
     z: jax.Array | None
 
 
@@ -80,7 +80,7 @@ class LanguageModelling:
         return adjoint_probe(self.train.batch_size)
 
     def loss(self, model, carry, batch, *, depth, probe):
-        memory = carry.memory._replace(valid=carry.memory.valid & ~batch.fresh)
+        memory = forget(carry.memory, batch.fresh)
         out = model(batch.inputs, memory, z0=carry.z, depth=depth, adjoint_probe=probe)
         nats = optax.softmax_cross_entropy_with_integer_labels(out.logits, batch.targets)
         tokens = jnp.maximum(batch.weights.sum(), 1)
