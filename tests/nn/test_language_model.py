@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from deqjax.nn import LanguageModel, TransformerCell
+from deqjax.nn import CellStack, LanguageModel, TransformerCell, TrellisCell, forget
 
 VOCABULARY, WIDTH, BATCH, TIME = 11, 8, 2, 6
 
@@ -81,8 +81,37 @@ def test_dropout_is_the_same_at_every_position_and_off_in_eval_mode():
     np.testing.assert_allclose(evaluate, plain, rtol=1e-5, atol=1e-5)
 
 
-def test_thirty_steps_learn_a_batch_by_heart():
-    model, tokens = language_model(solver="anderson", max_steps=40), some_tokens()
+def explicit(rngs):
+    layer = lambda: TransformerCell(WIDTH, heads=2, d_inner=12, injected=False, rngs=rngs)
+    return CellStack([layer(), layer()])
+
+
+def two_blocks(rngs):
+    block = lambda: TransformerCell(
+        WIDTH, heads=2, d_inner=12, norm="pre", weight_norm=True, rngs=rngs
+    )
+    return CellStack([block(), block()])
+
+
+BODIES = {
+    "deq-transformer": (lambda rngs: TransformerCell(WIDTH, heads=2, d_inner=12, rngs=rngs), None),
+    "deq-transformer, two pre-LN blocks": (two_blocks, None),
+    "deq-trellisnet": (lambda rngs: TrellisCell(WIDTH, hidden=12, rngs=rngs), None),
+    "universal-transformer": (
+        lambda rngs: TransformerCell(WIDTH, heads=2, d_inner=12, rngs=rngs),
+        4,
+    ),
+    "trellisnet": (lambda rngs: TrellisCell(WIDTH, hidden=12, rngs=rngs), 6),
+    "transformer-xl": (explicit, 1),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_thirty_steps_learn_a_batch_by_heart(name):
+    body, depth = BODIES[name]
+    rngs = nnx.Rngs(0)
+    options = dict(solver="anderson", rtol=1e-4, max_steps=40, depth=depth)
+    model, tokens = LanguageModel(VOCABULARY, body(rngs), rngs=rngs, **options), some_tokens()
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     rule = optax.adam(0.02)
 
@@ -103,6 +132,21 @@ def test_thirty_steps_learn_a_batch_by_heart():
         losses.append(float(value))
     assert losses[0] > 2
     assert losses[-1] < 0.35 * losses[0]
+
+
+def test_a_trellisnet_carries_its_state_into_the_next_segment():
+    rngs = nnx.Rngs(0)
+    cell = TrellisCell(WIDTH, hidden=12, memory_length=1, rngs=rngs)
+    model = LanguageModel(VOCABULARY, cell, rtol=1e-6, max_steps=60, rngs=rngs)
+    tokens, nothing = some_tokens(), cell.empty_memory(BATCH)
+    whole = read(model, tokens, nothing)
+    first = read(model, tokens[:, :4], nothing)
+    second = read(model, tokens[:, 4:], first.memory)
+    np.testing.assert_allclose(second.logits, whole.logits[:, 4:], atol=1e-4)
+    forgotten = forget(first.memory, jnp.ones((BATCH, 1), bool))
+    alone = read(model, tokens[:, 4:], nothing).logits
+    np.testing.assert_allclose(read(model, tokens[:, 4:], forgotten).logits, alone, atol=1e-5)
+    assert np.abs(alone - second.logits).max() > 1e-2
 
 
 def test_wrong_options_name_what_is_wrong():

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from deqjax.nn import DEQ, LanguageModel, TransformerCell, TransformerInput
-from deqjax.nn.transformer import _mask, _shift, layer_norm
+from deqjax.nn.dropout import variational_mask
+from deqjax.nn.transformer import _shift, layer_norm
 
 BATCH, TIME, MEMORY, WIDTH, HEADS = 2, 4, 3, 4, 2
 TIGHT = dict(solver="picard", rtol=1e-13, max_steps=300)
@@ -290,7 +291,7 @@ def testlayer_norm():
 
 
 def test_dropout_masks_are_variational_and_scaled():
-    mask = _mask(jax.random.key(0), 0.25, (BATCH, 1, 4000))
+    mask = variational_mask(jax.random.key(0), 0.25, (BATCH, 1, 4000))
     assert set(np.unique(mask)) == {0.0, 1 / 0.75}
     assert abs(mask.mean() - 1) < 0.03
     cell = contractive(dropout=0.5)

@@ -10,4 +10,5 @@ from .transformer import Memory as Memory
 from .transformer import TransformerCell as TransformerCell
 from .transformer import TransformerInput as TransformerInput
 from .transformer import forget as forget
+from .trellis import TrellisCell as TrellisCell
 from .weight_norm import WeightNormLinear as WeightNormLinear

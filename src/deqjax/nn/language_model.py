@@ -31,7 +31,8 @@ class LanguageModel(nnx.Module):
 
     Args:
         vocabulary: number of tokens.
-        cell: a `TransformerCell`, or any cell with the same methods.
+        cell: a `TransformerCell`, a `TrellisCell`, a `CellStack`, or any cell with their methods;
+            what it calls `output` must be as wide as its input, `n_in`.
         dropout: rate of the variational dropout on the embedded input and on z*.
         depth: None solves. An int stacks the cell that often instead, in every call that does not
             say otherwise: the Universal Transformer (Dehghani et al. 2018) of the same cell.
@@ -53,7 +54,7 @@ class LanguageModel(nnx.Module):
             raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
         check_integer("depth", depth, least=1, optional=True)
         self.depth = depth
-        d = cell.d
+        d = cell.n_in
         init = nnx.initializers.normal(1 / math.sqrt(d))
         self.embedding = nnx.Param(init(rngs.params(), (vocabulary, d)))
         self.bias = nnx.Param(jnp.zeros((vocabulary,)))
@@ -87,7 +88,7 @@ class LanguageModel(nnx.Module):
         depth = self.depth if depth is None else depth
         context = self.cell.inject(given)
         solution = self.deq(given, z0=z0, depth=depth, context=context, adjoint_probe=adjoint_probe)
-        z = self.drop_out(solution.z)
+        z = self.drop_out(self.cell.output(solution.z))
         logits = (z @ self.embedding[...].T).astype(jnp.float32) + self.bias[...]
         if self.cell.memory_length:
             memory = self.cell.remember(given, solution.z, context)

@@ -81,6 +81,13 @@ class CellStack(nnx.Module):
         return self.cells[0].d
 
     @property
+    def n_in(self) -> int:
+        return self.d
+
+    def output(self, z: jax.Array) -> jax.Array:
+        return z
+
+    @property
     def memory_length(self) -> int:
         return self.cells[0].memory_length
 

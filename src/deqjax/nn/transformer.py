@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from .dropout import masked, variational_mask
 from .weight_norm import WeightNormLinear, affine, weight
 
 PyTree = Any
@@ -161,6 +162,15 @@ class TransformerCell(nnx.Module):
         self.content_bias = nnx.Param(jnp.zeros((d,)))
         self.position_bias = nnx.Param(jnp.zeros((d,)))
 
+    @property
+    def n_in(self) -> int:
+        """Width of the embedded input: that of z."""
+        return self.d
+
+    def output(self, z: jax.Array) -> jax.Array:
+        """What the softmax sees: z."""
+        return z
+
     def initial_state(self, given: TransformerInput) -> jax.Array:
         return jnp.zeros_like(given.x)
 
@@ -170,7 +180,9 @@ class TransformerCell(nnx.Module):
             return Masks()
         sizes = (self.d, self.d_inner, self.d)
         shapes = [(batch, 1, n) for n in sizes]
-        return Masks(*(_mask(self.rngs.dropout(), self.dropout, shape) for shape in shapes))
+        return Masks(
+            *(variational_mask(self.rngs.dropout(), self.dropout, shape) for shape in shapes)
+        )
 
     def inject(self, given: TransformerInput, masks: Masks | None = None) -> TransformerContext:
         """Everything that stays fixed while z is being solved for. masks: None draws them."""
@@ -195,10 +207,10 @@ class TransformerCell(nnx.Module):
     def __call__(self, z: jax.Array, context: TransformerContext) -> jax.Array:
         """f(z) for z of shape (batch, time, d)."""
         w = context.weights or self._weights()
-        y = self._after(z + _apply(context.masks.attention, self._attention(z, context)))
+        y = self._after(z + masked(context.masks.attention, self._attention(z, context)))
         hidden = jax.nn.relu(affine(self.up, w.up, self._before(y)))
-        change = affine(self.down, w.down, _apply(context.masks.hidden, hidden))
-        return self._after(y + _apply(context.masks.output, change))
+        change = affine(self.down, w.down, masked(context.masks.hidden, hidden))
+        return self._after(y + masked(context.masks.output, change))
 
     def remember(
         self, given: TransformerInput, z: jax.Array, context: TransformerContext | None = None
@@ -291,11 +303,3 @@ def _sinusoid(length: int, d: int) -> jax.Array:
     rate = 10000 ** (-jnp.arange(0, d, 2.0) / d)
     angle = distance * rate
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)[:, :d]
-
-
-def _mask(key, rate: float, shape) -> jax.Array:
-    return jax.random.bernoulli(key, 1 - rate, shape) / (1 - rate)
-
-
-def _apply(mask, x):
-    return x if mask is None else x * mask.astype(x.dtype)
