@@ -54,6 +54,9 @@ class Config:
     """how often universal-transformer applies its cell"""
     jacobian: float = 0.0
     """weight of the penalty ‖J‖²/n at z* on deq-transformer, which keeps its solves short"""
+    start_noise: float = 0.0
+    """the warm-up stack starts at noise of up to this size instead of at zero: what it learns then
+    depends less on where a solve starts"""
     solver: SolverOptions = field(default_factory=SolverOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
 
@@ -63,6 +66,7 @@ class Config:
         if self.test_sequences < 1 or self.valid_sequences < 1:
             raise OptionError("--test-sequences and --valid-sequences must be at least 1")
         check_tolerance("--jacobian", self.jacobian)
+        check_tolerance("--start-noise", self.start_noise)
 
 
 class Pair(NamedTuple):
@@ -116,9 +120,10 @@ class CopyMemory:
 
     def loss(self, model, carry, batch, *, depth, probe):
         solves = self.config.model == "deq-transformer"
-        out = (
-            model(batch.inputs, depth=depth, adjoint_probe=probe) if solves else model(batch.inputs)
-        )
+        options: dict[str, Any] = dict(depth=depth, adjoint_probe=probe) if solves else {}
+        if depth is not None and self.config.start_noise:
+            options["z0"] = _noise(batch, model.cell.d, self.config.start_noise)
+        out = model(batch.inputs, **options)
         loss, recall = _losses(out.logits, batch.targets)
         metrics: dict[str, Any] = {"recall": recall}
         if out.solution is not None:
@@ -135,6 +140,14 @@ class CopyMemory:
         if score.steps is not None and score.converged is not None:
             named |= dict(forward_steps=score.steps, converged=score.converged)
         return {f"valid_{name}": value for name, value in named.items()}
+
+
+def _noise(batch: Pair, d: int, size: float) -> jax.Array:
+    """Where a stack starts: normal, its size drawn for each sequence."""
+    sizes, values = jax.random.split(jax.random.fold_in(jax.random.key(1), batch.index))
+    shape = batch.inputs.shape
+    scale = size * jax.random.uniform(sizes, (shape[0], 1, 1))
+    return scale * jax.random.normal(values, (*shape, d))
 
 
 def _jacobian(model: Any, batch: Pair, z: jax.Array) -> jax.Array:

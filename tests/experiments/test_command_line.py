@@ -145,7 +145,18 @@ def test_recorded_figures_come_from_recorded_weights(folder):
 def test_runs_are_recorded_with_their_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "RECORDED", tmp_path / "recorded")
     flags = ["--length", "5", "--train-sequences", "8", "--test-sequences", "6", "--width", "8"]
-    flags += ["--heads", "2", "--inner", "8", "--jacobian", "0.1", "--stack-steps", "0"]
+    flags += [
+        "--heads",
+        "2",
+        "--inner",
+        "8",
+        "--jacobian",
+        "0.1",
+        "--stack-steps",
+        "1",
+        "--start-noise",
+        "0.5",
+    ]
     run(copy_memory, "--runs", tmp_path, *SMALL, *flags)
     run(evaluate, "--weights", tmp_path / "copy-memory-5-deq-transformer", "--record")
     (folder,) = results.folders()
@@ -156,7 +167,7 @@ def test_runs_are_recorded_with_their_table(tmp_path, monkeypatch, capsys):
     run(picture, "--weights", folder)
     assert (folder / "equilibrium.png").stat().st_size > 10_000
     capsys.readouterr()
-    run(evaluate, "--no-checks")  # what is recorded, since nothing is named
+    run(evaluate)  # what is recorded, since nothing is named
     assert f"{scores['loss']:.2e}" in capsys.readouterr().out
 
 

@@ -7,7 +7,15 @@ import optax
 import pytest
 from flax import nnx
 
-from deqjax.nn import CellStack, LanguageModel, TransformerCell, TrellisCell, forget
+from deqjax.nn import (
+    AdaptiveEmbedding,
+    AdaptiveSoftmax,
+    CellStack,
+    LanguageModel,
+    TransformerCell,
+    TrellisCell,
+    forget,
+)
 
 VOCABULARY, WIDTH, BATCH, TIME = 11, 8, 2, 6
 
@@ -147,6 +155,28 @@ def test_a_trellisnet_carries_its_state_into_the_next_segment():
     alone = read(model, tokens[:, 4:], nothing).logits
     np.testing.assert_allclose(read(model, tokens[:, 4:], forgotten).logits, alone, atol=1e-5)
     assert np.abs(alone - second.logits).max() > 1e-2
+
+
+def test_an_adaptive_softmax_brings_its_embedding():
+    rngs = nnx.Rngs(0)
+    cell = TransformerCell(WIDTH, heads=2, d_inner=12, rngs=rngs)
+    embedding = AdaptiveEmbedding(VOCABULARY, WIDTH, cutoffs=(4, 8), divisor=2, rngs=rngs)
+    softmax = AdaptiveSoftmax(embedding, chunk_size=5, rngs=rngs)
+    model = LanguageModel(VOCABULARY, cell, softmax=softmax, rngs=rngs, rtol=1e-5, max_steps=60)
+    tokens, targets = some_tokens(), some_tokens()[:, ::-1]
+    log_p = read(model, tokens).logits
+    np.testing.assert_allclose(jnp.exp(log_p).sum(-1), 1.0, rtol=1e-5)
+    want = -np.take_along_axis(np.asarray(log_p), np.asarray(targets)[..., None], -1)[..., 0]
+    out = nnx.jit(lambda model: model(tokens, targets=targets))(model)
+    assert out.logits is None
+    np.testing.assert_allclose(out.nats, want, rtol=1e-4)
+    plain = language_model()
+    nats = nnx.jit(lambda model: model(tokens, targets=targets).nats)(plain)
+    log_p = jax.nn.log_softmax(read(plain, tokens).logits)
+    want = -np.take_along_axis(np.asarray(log_p), np.asarray(targets)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(nats, want, rtol=1e-5)
+    with pytest.raises(ValueError, match="of 12 tokens and width 8, not of 11 and 8"):
+        LanguageModel(12, cell, softmax=softmax, rngs=rngs)
 
 
 def test_wrong_options_name_what_is_wrong():

@@ -1,5 +1,7 @@
 """Flax NNX modules on top of `deqjax.fixed_point`. `deqjax.nn.linen` adapts it to Linen."""
 
+from .adaptive import AdaptiveEmbedding as AdaptiveEmbedding
+from .adaptive import AdaptiveSoftmax as AdaptiveSoftmax
 from .deq import DEQ as DEQ
 from .language_model import LanguageModel as LanguageModel
 from .language_model import LanguageModelOutput as LanguageModelOutput

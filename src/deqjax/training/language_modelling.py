@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from .._fixed_point import adjoint_probe
@@ -81,10 +80,10 @@ class LanguageModelling:
 
     def loss(self, model, carry, batch, *, depth, probe):
         memory = forget(carry.memory, batch.fresh)
-        out = model(batch.inputs, memory, z0=carry.z, depth=depth, adjoint_probe=probe)
-        nats = optax.softmax_cross_entropy_with_integer_labels(out.logits, batch.targets)
+        options = dict(z0=carry.z, depth=depth, adjoint_probe=probe)
+        out = model(batch.inputs, memory, targets=batch.targets, **options)
         tokens = jnp.maximum(batch.weights.sum(), 1)
-        loss = jnp.sum(nats * batch.weights) / tokens
+        loss = jnp.sum(out.nats * batch.weights) / tokens
         z = jax.lax.stop_gradient(out.solution.z) if self.warm_start else None
         return loss, (Carry(out.memory, z), {"solve": out.solution.stats})
 
@@ -114,13 +113,12 @@ def perplexity(model: LanguageModel, stream: Stream) -> Score:
 
 @nnx.jit
 def _score(model, memory, batch):
-    out = model(batch.inputs, memory)
-    nats = optax.softmax_cross_entropy_with_integer_labels(out.logits, batch.targets)
+    out = model(batch.inputs, memory, targets=batch.targets)
     stats = out.solution.stats
     rows = stats.steps.shape[0]
     sums = jnp.stack(
         [
-            jnp.sum(nats * batch.weights),
+            jnp.sum(out.nats * batch.weights),
             jnp.sum(batch.weights),
             jnp.sum(stats.steps).astype(jnp.float32),
             jnp.float32(rows),
