@@ -54,9 +54,9 @@ class Config:
     """how often universal-transformer applies its cell"""
     jacobian: float = 0.0
     """weight of the penalty ‖J‖²/n at z* on deq-transformer, which keeps its solves short"""
-    start_noise: float = 0.0
-    """the warm-up stack starts at noise of up to this size instead of at zero: what it learns then
-    depends less on where a solve starts"""
+    settle: float = 0.1
+    """weight of ‖f(z) − z‖²/n at the end of deq-transformer's warm-up stack: without it the stack
+    may learn to swing between two states that both give the right answer"""
     solver: SolverOptions = field(default_factory=SolverOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
 
@@ -66,7 +66,7 @@ class Config:
         if self.test_sequences < 1 or self.valid_sequences < 1:
             raise OptionError("--test-sequences and --valid-sequences must be at least 1")
         check_tolerance("--jacobian", self.jacobian)
-        check_tolerance("--start-noise", self.start_noise)
+        check_tolerance("--settle", self.settle)
 
 
 class Pair(NamedTuple):
@@ -121,8 +121,6 @@ class CopyMemory:
     def loss(self, model, carry, batch, *, depth, probe):
         solves = self.config.model == "deq-transformer"
         options: dict[str, Any] = dict(depth=depth, adjoint_probe=probe) if solves else {}
-        if depth is not None and self.config.start_noise:
-            options["z0"] = _noise(batch, model.cell.d, self.config.start_noise)
         out = model(batch.inputs, **options)
         loss, recall = _losses(out.logits, batch.targets)
         metrics: dict[str, Any] = {"recall": recall}
@@ -131,6 +129,9 @@ class CopyMemory:
             if solves and self.config.jacobian:
                 metrics["jacobian"] = _jacobian(model, batch, out.solution.z)
                 loss = loss + self.config.jacobian * metrics["jacobian"]
+            if solves and depth is not None and self.config.settle:
+                metrics["unsettled"] = _unsettled(model, batch, out.solution.z)
+                loss = loss + self.config.settle * metrics["unsettled"]
         return loss, (carry, metrics)
 
     def evaluate(self, model) -> dict[str, float]:
@@ -142,19 +143,21 @@ class CopyMemory:
         return {f"valid_{name}": value for name, value in named.items()}
 
 
-def _noise(batch: Pair, d: int, size: float) -> jax.Array:
-    """Where a stack starts: normal, its size drawn for each sequence."""
-    sizes, values = jax.random.split(jax.random.fold_in(jax.random.key(1), batch.index))
-    shape = batch.inputs.shape
-    scale = size * jax.random.uniform(sizes, (shape[0], 1, 1))
-    return scale * jax.random.normal(values, (*shape, d))
+def _cell(model: Any, batch: Pair) -> Callable[[jax.Array], jax.Array]:
+    """f of z alone."""
+    context = model.cell.inject(TransformerInput(model.embed(batch.inputs)))
+    return lambda z: model.cell(z, context)
 
 
 def _jacobian(model: Any, batch: Pair, z: jax.Array) -> jax.Array:
     """Hutchinson's estimate of ‖J‖²/n at z, one probe a step."""
-    context = model.cell.inject(TransformerInput(model.embed(batch.inputs)))
     key = jax.random.fold_in(jax.random.key(0), batch.index)
-    return jacobian_penalty(lambda z: model.cell(z, context), z, key=key, batch_axis=0)
+    return jacobian_penalty(_cell(model, batch), z, key=key, batch_axis=0)
+
+
+def _unsettled(model: Any, batch: Pair, z: jax.Array) -> jax.Array:
+    """‖f(z) − z‖²/n."""
+    return jnp.mean((_cell(model, batch)(z) - z) ** 2)
 
 
 def evaluate(

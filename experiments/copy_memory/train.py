@@ -11,7 +11,10 @@ from .task import Config, evaluate, prepare
 
 def main(config: Config):
     task = prepare(config)
-    run = fit(task, config.train, config, name=f"copy-memory-{config.length}-{config.model}")
+    name = f"copy-memory-{config.length}-{config.model}"
+    if config.train.seed:
+        name += f"-seed{config.train.seed}"
+    run = fit(task, config.train, config, name=name)
     score = evaluate(run.model, task.test, config.train.batch_size)
     kept = {k: run.result[k] for k in ("parameters", "seconds", "steps", "jax")}
     solves = results.over_training(read_metrics(run.directory))
