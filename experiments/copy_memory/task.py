@@ -54,7 +54,7 @@ class Config:
     """how often universal-transformer applies its cell"""
     jacobian: float = 0.0
     """weight of the penalty ‖J‖²/n at z* on deq-transformer, which keeps its solves short"""
-    settle: float = 0.1
+    settle: float = 0.3
     """weight of ‖f(z) − z‖²/n at the end of deq-transformer's warm-up stack: without it the stack
     may learn to swing between two states that both give the right answer"""
     solver: SolverOptions = field(default_factory=SolverOptions)

@@ -154,8 +154,6 @@ def test_runs_are_recorded_with_their_table(tmp_path, monkeypatch, capsys):
         "0.1",
         "--stack-steps",
         "1",
-        "--start-noise",
-        "0.5",
     ]
     run(copy_memory, "--runs", tmp_path, *SMALL, *flags)
     run(evaluate, "--weights", tmp_path / "copy-memory-5-deq-transformer", "--record")
