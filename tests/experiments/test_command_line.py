@@ -145,16 +145,7 @@ def test_recorded_figures_come_from_recorded_weights(folder):
 def test_runs_are_recorded_with_their_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "RECORDED", tmp_path / "recorded")
     flags = ["--length", "5", "--train-sequences", "8", "--test-sequences", "6", "--width", "8"]
-    flags += [
-        "--heads",
-        "2",
-        "--inner",
-        "8",
-        "--jacobian",
-        "0.1",
-        "--stack-steps",
-        "1",
-    ]
+    flags += ["--heads", "2", "--inner", "8", "--jacobian", "0.1", "--stack-steps", "1"]
     run(copy_memory, "--runs", tmp_path, *SMALL, *flags)
     run(evaluate, "--weights", tmp_path / "copy-memory-5-deq-transformer", "--record")
     (folder,) = results.folders()
