@@ -18,7 +18,7 @@ from experiments.copy_memory import results
 from experiments.copy_memory.audit import Line, audit, generalisation
 from experiments.copy_memory.task import evaluate, held_out
 
-BATCH = 10  # the attention of so many sequences of 420 fits into a CPU's cache
+BATCH = 10  # a fifth faster than 50 on two CPU cores, at T = 400
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def main(config: Config) -> Path:
     options, model, _ = results.load(config.weights)
     inputs = held_out(options.train.seed, 1, options.length).inputs[0]
     weights, distance = attention_and_residuals(model, inputs)
-    out = config.out or config.weights / "equilibrium.png"
+    out = config.out or config.weights / results.PICTURE
     draw(inputs, weights.mean(0), distance, out)
     print(f"written: {out}")
     return out

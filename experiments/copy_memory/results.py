@@ -20,6 +20,7 @@ from .audit import Line
 from .task import Config
 
 WEIGHTS, SCORES, CHECKS, TABLE = "weights.npz", "scores.json", "checks.json", "README.md"
+PICTURE = "equilibrium.png"
 RECORDED = Path(__file__).parents[1] / "results" / "copy_memory"
 
 
@@ -118,4 +119,15 @@ The same weights, solved otherwise, and on longer sequences than any that they w
 |---|---|---|---|---|---|---|---|
 {chr(10).join(checks)}
 """
+    pictures = [f.name for f in folders() if (f / PICTURE).exists()]
+    if pictures:
+        text += """
+## How it is solved
+
+Left: where each position looks at the equilibrium; the ten below the red line repeat the symbols,
+which are the positions 0 to 9. Right: how far from the equilibrium plain iteration is. Drawn by
+`python -m experiments.copy_memory.picture`.
+"""
+    for name in pictures:
+        text += f"\n![attention and settling of {name}]({name}/{PICTURE})\n"
     return text

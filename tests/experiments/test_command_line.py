@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deqjax.training import command_line
+from deqjax.training import command_line, read_metrics
 from experiments import convergence, copy_memory, evaluate, language_model
 from experiments.copy_memory import picture, results
 from experiments.copy_memory.task import evaluate as score_copies
@@ -155,9 +155,25 @@ def test_runs_are_recorded_with_their_table(tmp_path, monkeypatch, capsys):
     assert f"{scores['training_forward_steps']:.1f} / " in table
     run(picture, "--weights", folder)
     assert (folder / "equilibrium.png").stat().st_size > 10_000
+    assert "/equilibrium.png)" in results.table() and "/equilibrium.png)" not in table
     capsys.readouterr()
     run(evaluate)  # what is recorded, since nothing is named
     assert f"{scores['loss']:.2e}" in capsys.readouterr().out
+
+
+def test_the_stack_is_trained_to_settle_and_the_solve_is_not(tmp_path):
+    """The penalty is in the loss of a stack's step, and only there."""
+    losses = {}
+    for settle in (0.0, 10.0):
+        flags = ["--length", "5", "--train-sequences", "8", "--test-sequences", "2", "--width", "8"]
+        flags += ["--inner", "8", "--stack-steps", "1", "--settle", settle]
+        run(copy_memory, "--runs", tmp_path / str(settle), *SMALL, *flags)
+        folder = tmp_path / str(settle) / "copy-memory-5-deq-transformer"
+        stack, solve = list(read_metrics(folder))[:2]
+        assert ("unsettled" in stack) == (settle > 0) and "unsettled" not in solve
+        losses[settle] = stack["loss"]
+    added = losses[10.0] - losses[0.0]
+    assert added == pytest.approx(10.0 * stack["unsettled"], rel=1e-4) and added > 1e-3
 
 
 def test_the_recipe_follows_model_and_preset():

@@ -8,13 +8,11 @@ from flax import nnx
 
 from deqjax.nn import CellStack, LanguageModel, TransformerCell, TransformerInput
 
+from .precision import cast
+
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 BATCH, TIME, MEMORY, WIDTH = 2, 6, 4, 8
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
 
 
 def cells(count, memory=0, **options):
@@ -25,21 +23,15 @@ def cells(count, memory=0, **options):
     return [make() for _ in range(count)]
 
 
-def wide(module):
-    params = nnx.state(module, nnx.Param)
-    nnx.update(module, jax.tree.map(lambda w: w.astype(jnp.float64), params))
-    return module
-
-
 def explicit(layers, memory=0, checkpoint="none", **options):
     stack = CellStack(cells(layers, memory, injected=False, **options), checkpoint=checkpoint)
-    return wide(LanguageModel(11, stack, depth=1, rngs=nnx.Rngs(3, dropout=4)))
+    return cast(LanguageModel(11, stack, depth=1, rngs=nnx.Rngs(3, dropout=4)))
 
 
 def deep(layers, memory=0, **options):
     stack = CellStack(cells(layers, memory, **options))
     solver = dict(solver="anderson", rtol=1e-12, max_steps=300)
-    return wide(LanguageModel(11, stack, rngs=nnx.Rngs(3, dropout=4), **solver))
+    return cast(LanguageModel(11, stack, rngs=nnx.Rngs(3, dropout=4), **solver))
 
 
 def tokens(seed=0, time=TIME):

@@ -10,21 +10,12 @@ from deqjax.nn import DEQ, LanguageModel, TransformerCell, TransformerInput
 from deqjax.nn.dropout import variational_mask
 from deqjax.nn.transformer import _shift, layer_norm
 
+from .precision import cast
+
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 BATCH, TIME, MEMORY, WIDTH, HEADS = 2, 4, 3, 4, 2
 TIGHT = dict(solver="picard", rtol=1e-13, max_steps=300)
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
-
-
-def cast(module, dtype=jnp.float64):
-    """The same module with parameters in `dtype`."""
-    params = nnx.state(module, nnx.Param)
-    nnx.update(module, jax.tree.map(lambda w: w.astype(dtype), params))
-    return module
 
 
 def contractive(dropout=0.0, memory=MEMORY):

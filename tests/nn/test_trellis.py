@@ -5,28 +5,18 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 
 from deqjax.nn import DEQ, TransformerInput
 from deqjax.nn.trellis import TrellisCell
 
+from .precision import cast
+
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 BATCH, TIME, N_IN, HIDDEN, N_OUT = 2, 4, 3, 5, 2
 TIGHT = dict(solver="picard", rtol=1e-13, max_steps=300)
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
-
-
-def cast(module, dtype=jnp.float64):
-    """The same module with parameters in `dtype`."""
-    params = nnx.state(module, nnx.Param)
-    nnx.update(module, jax.tree.map(lambda w: w.astype(dtype), params))
-    return module
 
 
 def trellis(**options):
@@ -322,36 +312,7 @@ def test_bfloat16():
         assert g.dtype == jnp.bfloat16 and jnp.isfinite(g[...]).all() and g[...].any(), path
 
 
-# ------------------------------------------------------------------------------- learning, options
-
-
-def test_thirty_steps_learn_a_batch_by_heart():
-    vocabulary, n_in = 11, 6
-    rngs = nnx.Rngs(0)
-    deq = DEQ(TrellisCell(n_in, hidden=16, rngs=rngs), rtol=1e-4, max_steps=40)
-    tokens = jax.random.randint(jax.random.key(2), (BATCH, 7), 0, vocabulary)
-    graph, params, rest = nnx.split(deq, nnx.Param, ...)
-    params = (params, normal(3, vocabulary, n_in).astype(jnp.float32))
-    rule = optax.adam(0.05)
-
-    def loss(params):
-        deq, table = nnx.merge(graph, params[0], rest), params[1]
-        z = deq(TransformerInput(table[tokens[:, :-1]])).z
-        logits = deq.cell.output(z) @ table.T
-        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
-
-    @jax.jit
-    def step(params, state):
-        value, grads = jax.value_and_grad(loss)(params)
-        updates, state = rule.update(grads, state)
-        return optax.apply_updates(params, updates), state, value
-
-    state, losses = rule.init(params), []
-    for _ in range(30):
-        params, state, value = step(params, state)
-        losses.append(float(value))
-    assert losses[0] > 2
-    assert losses[-1] < 0.35 * losses[0]
+# ------------------------------------------------------------------------------- options
 
 
 @pytest.mark.parametrize(

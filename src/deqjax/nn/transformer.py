@@ -215,7 +215,10 @@ class TransformerCell(nnx.Module):
     def remember(
         self, given: TransformerInput, z: jax.Array, context: TransformerContext | None = None
     ) -> Memory:
-        """The memory for the next segment: the last `memory_length` positions of [memory; z]."""
+        """The memory for the next segment: the last `memory_length` positions of [memory; z].
+
+        The context, which a `CellStack` needs, is not needed here.
+        """
         # The solve computed it too: XLA merges the two.
         injection = self.inject_qkv(given.x) if self.injected else given.x[..., :0]
         valid = jnp.ones(z.shape[:2], bool)
