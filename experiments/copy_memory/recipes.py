@@ -39,6 +39,7 @@ def recipe(args: list[str]) -> Config:
     )
     return Config(
         width=WIDTHS.get(chosen.model, 32),
+        random_starts=0.5,
         solver=SolverOptions(rtol=1e-4, max_steps=40),
         train=train,
     )

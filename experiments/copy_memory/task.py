@@ -16,7 +16,6 @@ from deqjax import adjoint_probe
 from deqjax._errors import check_tolerance
 from deqjax.adjoints import as_adjoint
 from deqjax.data import copy_memory
-from deqjax.nn import TransformerInput
 from deqjax.regularization import jacobian_penalty
 from deqjax.training import OptionError, SolverOptions, TrainOptions, checked
 
@@ -57,6 +56,9 @@ class Config:
     settle: float = 0.3
     """weight of ‖f(z) − z‖²/n at the end of deq-transformer's warm-up stack: without it the stack
     may learn to swing between two states that both give the right answer"""
+    random_starts: float = 0.0
+    """share of the sequences whose stack or solve begins at noise and not at zero while
+    deq-transformer is trained: the answer must not depend on the start"""
     solver: SolverOptions = field(default_factory=SolverOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
 
@@ -67,17 +69,18 @@ class Config:
             raise OptionError("--test-sequences and --valid-sequences must be at least 1")
         check_tolerance("--jacobian", self.jacobian)
         check_tolerance("--settle", self.settle)
+        if not 0 <= self.random_starts <= 1:
+            raise OptionError(f"--random-starts must be from 0 to 1; got {self.random_starts}")
 
 
 class Pair(NamedTuple):
-    """inputs and targets, int32 (batch, T + 20); index of the training step."""
+    """inputs and targets, int32 (batch, T + 20)."""
 
     inputs: np.ndarray
     targets: np.ndarray
-    index: Any = 0
 
-    def rows(self, rows: Any, index: int = 0) -> Pair:
-        return Pair(self.inputs[rows], self.targets[rows], np.int32(index))
+    def rows(self, rows: Any) -> Pair:
+        return Pair(self.inputs[rows], self.targets[rows])
 
 
 class Score(NamedTuple):
@@ -110,29 +113,45 @@ class CopyMemory:
         epoch, position = divmod(index * size, len(self.train.inputs) // size * size)
         order = np.random.default_rng((self.config.train.seed, epoch))
         chosen = order.permutation(len(self.train.inputs))[position : position + size]
-        return self.train.rows(chosen, index)
+        return self.train.rows(chosen)
 
-    def probe(self):
-        solves = self.config.model == "deq-transformer"
-        if not solves or as_adjoint(self.config.solver.adjoint).differentiates_loop:
+    @property
+    def solves(self) -> bool:
+        return self.config.model == "deq-transformer"
+
+    def probe(self, phase):
+        adjoint = phase.adjoint or self.config.solver.adjoint
+        if not self.solves or as_adjoint(adjoint).differentiates_loop:
             return None
         return adjoint_probe(self.config.train.batch_size)
 
-    def loss(self, model, carry, batch, *, depth, probe):
-        solves = self.config.model == "deq-transformer"
-        options: dict[str, Any] = dict(depth=depth, adjoint_probe=probe) if solves else {}
+    def loss(self, model, carry, batch, *, step, phase, probe):
+        options: dict[str, Any] = {}
+        if self.solves:
+            options = phase.keywords(model.deq.solver.max_steps)
+            options |= dict(adjoint_probe=probe, keep_context=True)
+            if self.config.random_starts:
+                options["z0"] = self._starts(step, (*batch.inputs.shape, model.cell.d))
         out = model(batch.inputs, **options)
         loss, recall = _losses(out.logits, batch.targets)
         metrics: dict[str, Any] = {"recall": recall}
-        if out.solution is not None:
-            metrics["solve"] = out.solution.stats
-            if solves and self.config.jacobian:
-                metrics["jacobian"] = _jacobian(model, batch, out.solution.z)
+        if self.solves:
+            metrics["solve"], z = out.solution.stats, out.solution.z
+            f = lambda z: model.cell(z, out.context)
+            if self.config.jacobian:
+                key = jax.random.fold_in(jax.random.key(0), step)
+                metrics["jacobian"] = jacobian_penalty(f, z, key=key, batch_axis=0)
                 loss = loss + self.config.jacobian * metrics["jacobian"]
-            if solves and depth is not None and self.config.settle:
-                metrics["unsettled"] = _unsettled(model, batch, out.solution.z)
+            if phase.depth is not None and self.config.settle:
+                metrics["unsettled"] = jnp.mean((f(z) - z) ** 2)
                 loss = loss + self.config.settle * metrics["unsettled"]
         return loss, (carry, metrics)
+
+    def _starts(self, step: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Noise for a share of the sequences, zeros for the others."""
+        which, noise = jax.random.split(jax.random.fold_in(jax.random.key(1), step))
+        drawn = jax.random.bernoulli(which, self.config.random_starts, (shape[0], 1, 1))
+        return jnp.where(drawn, jax.random.normal(noise, shape), 0.0)
 
     def evaluate(self, model) -> dict[str, float]:
         held_out = self.test.rows(slice(self.config.valid_sequences))
@@ -141,23 +160,6 @@ class CopyMemory:
         if score.steps is not None and score.converged is not None:
             named |= dict(forward_steps=score.steps, converged=score.converged)
         return {f"valid_{name}": value for name, value in named.items()}
-
-
-def _cell(model: Any, batch: Pair) -> Callable[[jax.Array], jax.Array]:
-    """f of z alone."""
-    context = model.cell.inject(TransformerInput(model.embed(batch.inputs)))
-    return lambda z: model.cell(z, context)
-
-
-def _jacobian(model: Any, batch: Pair, z: jax.Array) -> jax.Array:
-    """Hutchinson's estimate of ‖J‖²/n at z, one probe a step."""
-    key = jax.random.fold_in(jax.random.key(0), batch.index)
-    return jacobian_penalty(_cell(model, batch), z, key=key, batch_axis=0)
-
-
-def _unsettled(model: Any, batch: Pair, z: jax.Array) -> jax.Array:
-    """‖f(z) − z‖²/n."""
-    return jnp.mean((_cell(model, batch)(z) - z) ** 2)
 
 
 def evaluate(

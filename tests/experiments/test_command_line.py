@@ -24,7 +24,8 @@ def text(tmp_path):
 
 
 def run(module, *flags):
-    command_line(module.Config, module.main, [str(flag) for flag in flags])
+    defaults = getattr(module, "recipe", None)
+    command_line(module.Config, module.main, [str(flag) for flag in flags], defaults)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,12 @@ def run(module, *flags):
         (["--steps", "0"], "--steps must be an integer >= 1"),
         (["--width", "30", "--heads", "4"], "multiple of heads"),
         (["--dropout", "1.5"], "dropout must be in [0, 1)"),
+        (["--model", "transformer-xl", "--warm-start"], "--warm-start is for deq-transformer"),
+        (["--model", "lstm", "--jacobian", "1"], "--jacobian are for deq-transformer"),
+        (["--tighten"], "must not be 0"),
+        (["--depth", "0"], "--depth must be an integer >= 1"),
+        (["--cheap-adjoint", "exact"], "is not a known adjoint"),
+        (["--cutoffs", "9000"], "a cutoff must be below vocabulary"),
         (["--dataset", "ptbb"], "did you mean 'ptb'"),
         (["--dataset", "ptb", "--data-dir", "/no/such/folder"], "/no/such/folder is not a folder"),
         (["--dataset", "text"], "needs data_dir"),
@@ -92,6 +99,89 @@ def test_language_model_end_to_end(text, tmp_path, capsys):
     said = capsys.readouterr().out
     assert all(solver in said for solver in convergence.SOLVERS)
     assert (folder / "convergence.png").stat().st_size > 10_000
+
+
+TINY = ["--segment", "16", "--memory", "8", "--width", "16", "--heads", "2", "--inner", "16"]
+TINY += ["--hidden", "16", "--layers", "2", "--depth", "2"]
+TRAINED = {
+    "deq-transformer": [
+        "--jacobian",
+        "0.1",
+        "--tighten",
+        "--stack-steps",
+        "1",
+        "--cheap-steps",
+        "1",
+    ],
+    "deq-trellisnet": [
+        "--stack-steps",
+        "0",
+        "--weight-drop",
+        "0.1",
+        "--weight-norm",
+        "--activation",
+        "1",
+    ],
+    "universal-transformer": ["--blocks", "2", "--norm", "pre", "--schedule", "plateau"],
+    "trellisnet": ["--dropout", "0.1", "--dropout-words", "0.1"],
+    "transformer-xl": ["--checkpoint", "sqrt", "--cutoffs", "6", "--divisor", "2"],
+    "lstm": ["--optimiser", "sgd", "--temporal", "1", "--weight-drop", "0.2"],
+}
+
+
+@pytest.mark.parametrize("model", TRAINED)
+def test_every_language_model_end_to_end(model, text, tmp_path, capsys):
+    flags = ["--dataset", "text", "--data-dir", text, "--runs", tmp_path / "runs", *SMALL, *TINY]
+    run(language_model, *flags, "--model", model, *TRAINED[model])
+    folder = tmp_path / "runs" / ("text" if model == "deq-transformer" else f"text-{model}")
+    result = json.loads((folder / "result.json").read_text())
+    solves = model.startswith("deq-")
+    assert np.isfinite(result["valid_perplexity"]) and result["skipped_steps"] == 0
+    assert ("final_converged" in result) == ("valid_converged" in result) == solves
+
+    capsys.readouterr()
+    (lines,) = [run_evaluate(capsys, "--checkpoint", folder, "--split", "valid")]
+    assert lines[0].perplexity == pytest.approx(result["valid_perplexity"], rel=1e-4)
+    assert (lines[0].steps is not None) == solves
+    if not solves:
+        with pytest.raises(SystemExit):
+            run(evaluate, "--checkpoint", folder, "--rtol", "0.1")
+        assert "--rtol has no effect" in capsys.readouterr().err
+
+
+def run_evaluate(capsys, *flags):
+    found = []
+    command_line(evaluate.Config, lambda c: found.append(evaluate.main(c)), [str(f) for f in flags])
+    return found[0]
+
+
+@pytest.mark.slow
+def test_steps_are_traded_for_perplexity(text, tmp_path, capsys):
+    flags = ["--dataset", "text", "--data-dir", text, "--runs", tmp_path / "runs", *SMALL, *TINY]
+    run(language_model, *flags)
+    folder = tmp_path / "runs" / "text"
+    lines = run_evaluate(capsys, "--checkpoint", folder, "--table", "--tokens", "200")
+    by_limit = {line.limit: line for line in lines}
+    assert by_limit["at most 3 steps"].steps == 3 and by_limit["tolerance 0.001"].converged == 1
+    steps = [line.steps for line in lines if line.limit.startswith("tolerance")]
+    assert steps == sorted(steps)
+    assert (folder / "trade-test.png").stat().st_size > 10_000
+
+
+def test_the_vocabulary_is_kept_and_checked(text, tmp_path, capsys):
+    flags = ["--dataset", "text", "--data-dir", text, "--runs", tmp_path / "runs", *SMALL, *TINY]
+    run(language_model, *flags)
+    folder, other = tmp_path / "runs" / "text", tmp_path / "other"
+    assert (folder / "vocabulary.json").exists()
+    other.mkdir()
+    (other / "input.txt").write_text("another text, with other letters: ABC\n" * 100)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run(evaluate, "--checkpoint", folder, "--data-dir", other)
+    assert "another vocabulary" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(evaluate, "--checkpoint", tmp_path / "nothing")
+    assert "holds no run" in capsys.readouterr().err
 
 
 def test_convergence_needs_a_run(tmp_path, capsys):

@@ -370,3 +370,42 @@ def test_compaction_with_a_transformer_and_its_dropout():
     assert bool(compacted.stats.converged.all())
     assert len(set(np.asarray(plain.stats.steps).tolist())) > 2
     np.testing.assert_allclose(compacted.z, plain.z, atol=1e-6)
+
+
+def test_a_call_may_have_its_own_limit_and_gradient():
+    deq, x = DEQ(Tanh(), **TIGHT), jnp.ones((2, D))
+    assert deq(x, max_steps=2).stats.steps.tolist() == [2, 2]
+    assert (deq(x).stats.steps > 2).all()
+
+    def gradient(**options):
+        return nnx.grad(lambda deq: jnp.sum(deq(x, **options).z ** 2))(deq)["cell"]["kernel"][...]
+
+    exact, cheap = gradient(), gradient(adjoint="jfb")
+    jfb = DEQ(Tanh(), **TIGHT, adjoint="jfb")
+    np.testing.assert_array_equal(
+        cheap, nnx.grad(lambda deq: jnp.sum(deq(x).z ** 2))(jfb)["cell"]["kernel"][...]
+    )
+    assert jnp.abs(exact - cheap).max() > 1e-3
+
+
+def test_f_in_bfloat16_and_the_solve_in_float32():
+    seen = []
+
+    class Seen(Tanh):
+        def __call__(self, z, x):
+            seen.append((z.dtype, x.dtype, self.kernel[...].dtype))
+            return super().__call__(z, x)
+
+    x = jax.random.normal(jax.random.key(3), (4, D), jnp.float32)
+    cell = Seen()
+    cell.kernel.set_value(cell.kernel[...].astype(jnp.float32))
+    half = DEQ(cell, dtype=jnp.bfloat16, rtol=1e-2)
+    sol, full = half(x), DEQ(cell, rtol=1e-6)(x)
+    assert set(seen[:2]) == {(jnp.dtype(jnp.bfloat16),) * 3}
+    assert sol.z.dtype == jnp.float32 and sol.stats.converged.all()
+    np.testing.assert_allclose(sol.z, full.z, atol=0.03)
+
+    loss = lambda deq: jnp.sum(deq(x).z ** 2)
+    grads = [nnx.grad(loss)(deq)["cell"]["kernel"][...] for deq in (half, DEQ(cell, rtol=1e-6))]
+    assert grads[0].dtype == jnp.float32
+    np.testing.assert_allclose(*grads, atol=0.05 * float(jnp.abs(grads[1]).max()))

@@ -186,3 +186,60 @@ def test_wrong_options_name_what_is_wrong():
         language_model(solver="picrad")
     with pytest.raises(TypeError, match="tolerance"):
         language_model(tolerance=1e-3)
+
+
+def test_words_are_left_out_as_a_whole():
+    model = language_model(dropout_words=0.5)
+    tokens = jnp.arange(5)[None].repeat(3, 0)
+    x = model.embed(tokens)
+    gone = (x == 0).all(-1)
+    np.testing.assert_array_equal(gone, gone[:1].repeat(3, 0))  # the same words in every row
+    assert ((x == 0).any(-1) == gone).all()
+    draws = jnp.stack([(model.embed(tokens) == 0).all(-1)[0] for _ in range(40)])
+    assert 0.3 < draws.mean() < 0.7
+    model.eval()
+    plain = model.embed(tokens)
+    kept = ~gone[..., None]
+    np.testing.assert_allclose(jnp.where(kept, x, 0), jnp.where(kept, 2 * plain, 0), rtol=1e-6)
+    with pytest.raises(ValueError, match="dropout_words must be in"):
+        language_model(dropout_words=1.0)
+
+
+def test_input_and_output_have_their_own_dropout():
+    model = language_model(dropout=(0.0, 0.5))
+    out = model(some_tokens())
+    x = model.embed(some_tokens())
+    assert (x != 0).all()
+    dropped = out.dropped == 0
+    assert (dropped == dropped[:, :1]).all() and 0 < dropped.mean() < 1
+    np.testing.assert_allclose(out.dropped, jnp.where(dropped, 0, 2 * out.hidden), rtol=1e-6)
+
+
+def test_the_cell_at_its_context_is_the_equation_that_was_solved():
+    model = language_model(memory=4, dropout=0.3, rtol=1e-6, max_steps=100)
+    out = model(some_tokens(), model.empty_memory(BATCH), keep_context=True)
+    np.testing.assert_allclose(model.cell(out.solution.z, out.context), out.solution.z, atol=1e-4)
+
+
+def test_a_learned_start_changes_where_a_solve_begins_and_not_where_it_ends():
+    model = language_model(learned_start=True, rtol=1e-6, max_steps=100)
+    tokens = some_tokens()
+    out, zero = model(tokens), model(tokens, z0=jnp.zeros_like(model.embed(tokens)))
+    np.testing.assert_allclose(out.solution.z, zero.solution.z, atol=1e-4)
+    assert out.start.shape == out.solution.z.shape
+    one = model(tokens, depth=1, keep_context=True)
+    np.testing.assert_allclose(one.solution.z, model.cell(one.start, one.context), atol=1e-5)
+
+    def loss(model, **options):
+        return jnp.sum(model(tokens, **options).logits ** 2)
+
+    stacked, solved = nnx.grad(lambda m: loss(m, depth=2))(model), nnx.grad(loss)(model)
+    assert jnp.abs(stacked["start"]["kernel"][...]).max() > 0
+    assert jnp.abs(solved["start"]["kernel"][...]).max() == 0
+
+
+def test_effort_is_chosen_when_a_model_is_used():
+    model, tokens = language_model(), some_tokens()
+    assert model(tokens, max_steps=2).solution.stats.steps.max() == 2
+    assert model(tokens, depth=9).solution.stats.steps.max() == 9
+    assert model.solves and not language_model(depth=3).solves

@@ -327,3 +327,22 @@ def test_bfloat16():
 def test_wrong_options(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         trellis(**options)
+
+
+def test_weight_drop_drops_entries_of_w_for_a_whole_solve():
+    cell = trellis(weight_drop=0.5)
+    contexts = [cell.inject(some_input()) for _ in range(2)]
+    w = np.asarray(trellis().inject(some_input()).weight)
+    for context in contexts:
+        kept = np.asarray(context.weight) != 0
+        assert_close(context.weight, np.where(kept, 2 * w, 0))
+        assert 0.3 < kept.mean() < 0.7 and context.mask is None
+    assert (np.asarray(contexts[0].weight) != np.asarray(contexts[1].weight)).any()
+    cell.eval()
+    assert_close(cell.inject(some_input()).weight, w)
+    plain = trellis(weight_drop=0.5, weight_norm=False)
+    dropped = np.asarray(plain.inject(some_input()).weight)
+    kernel = np.asarray(plain.convolution.kernel[...])
+    assert_close(dropped, np.where(dropped != 0, 2 * kernel, 0))
+    with pytest.raises(ValueError, match="weight_drop must be in"):
+        trellis(weight_drop=1.0)

@@ -1,5 +1,7 @@
 """The pure training step."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from flax import nnx
 
 import deqjax
-from deqjax.training import TrainOptions, make_step, new_state
+from deqjax.training import Phase, Plateau, TrainOptions, make_step, new_state
 from deqjax.training.schedules import learning_rate, optimiser
 
 
@@ -21,11 +23,11 @@ class Regression:
     def carry(self):
         return jnp.zeros(())
 
-    def probe(self):
+    def probe(self, phase):
         return deqjax.adjoint_probe(3)
 
-    def loss(self, model, carry, batch, *, depth, probe):
-        sol = model(batch["x"], depth=depth, adjoint_probe=probe)
+    def loss(self, model, carry, batch, *, step, phase, probe):
+        sol = model(batch["x"], **phase.keywords(60), adjoint_probe=probe)
         loss = jnp.sum((sol.z - batch["y"]) ** 2)
         return loss, (carry + 1, {"solve": sol.stats})
 
@@ -93,19 +95,42 @@ def test_a_non_finite_step_changes_nothing_but_the_count(batch):
 def test_depth_trains_the_stack(batch):
     task, sgd = Regression(), optax.sgd(0.1)
     graph, state = new_state(task, sgd, seed=0)
-    _, metrics = jax.jit(make_step(task, graph, sgd, depth=2))(state, batch)
-    assert float(metrics["forward_steps"]) == 2 and "adjoint_steps" not in metrics
+    _, metrics = jax.jit(make_step(task, graph, sgd, Phase(depth=2)))(state, batch)
+    assert float(metrics["forward_steps"]) == 2
+    assert "adjoint_steps" not in metrics and "converged" not in metrics
+
+
+def test_phases_limit_the_solve_and_choose_its_gradient(batch):
+    task, sgd = Regression(), optax.sgd(0.1)
+    graph, state = new_state(task, sgd, seed=0)
+    phase = Phase(adjoint="jfb", fewer_steps=57)
+    stepped, metrics = jax.jit(make_step(task, graph, sgd, phase))(state, batch)
+    assert float(metrics["forward_steps"]) == 3 and float(metrics["converged"]) == 0
+    exact, _ = jax.jit(make_step(task, graph, sgd))(state, batch)
+    kernel = [x.params["cell"]["linear"]["kernel"][...] for x in (stepped, exact)]
+    assert float(jnp.abs(kernel[0] - kernel[1]).max()) > 1e-3  # another gradient
 
 
 def test_the_stack_has_a_depth_drawn_for_each_step():
     options = TrainOptions(stack_steps=60, stack_depth=2, stack_jitter=2, seed=5)
-    drawn = [options.depth(step) for step in range(60)]
-    assert set(drawn) == {2, 3, 4} == set(options.stack_depths())
-    assert drawn == [options.depth(step) for step in range(60)]  # a restart draws the same
-    assert options.depth(60) is None
-    assert {TrainOptions(stack_steps=9).depth(step) for step in range(9)} == {2}
+    drawn = [options.phase(step).depth for step in range(60)]
+    assert set(drawn) == {2, 3, 4}
+    assert drawn == [options.phase(step).depth for step in range(60)]  # a restart draws the same
+    assert options.phase(60) == Phase()
+    assert {TrainOptions(stack_steps=9).phase(step) for step in range(9)} == {Phase(depth=2)}
     with pytest.raises(ValueError, match="--stack-jitter"):
         TrainOptions(stack_jitter=-1).check()
+
+
+def test_phases_follow_each_other():
+    options = TrainOptions(stack_steps=2, cheap_steps=3, cheap_adjoint="jfb", step_jitter=4)
+    phases = [options.phase(step) for step in range(200)]
+    assert [p.depth for p in phases[:3]] == [2, 2, None]
+    assert [p.adjoint for p in phases[:7]] == [None, None, "jfb", "jfb", "jfb", None, None]
+    assert {p.fewer_steps for p in phases[:2]} == {0} and len(set(phases)) <= 1 + 3 + 3
+    assert {p.fewer_steps for p in phases[5:]} == {0, 2, 4}
+    with pytest.raises(ValueError, match="did you mean 'phantom'"):
+        TrainOptions(cheap_adjoint="phantm").check()
 
 
 def test_the_schedule_warms_up_peaks_and_decays():
@@ -124,6 +149,42 @@ def test_the_rate_warms_up_again_when_the_solve_begins():
     share = [float(again(step) / plain(step)) for step in range(100)]
     assert share[:50] == [1.0] * 50 and share[60:] == [1.0] * 40
     assert share[50] == pytest.approx(1 / 11) and share[50:60] == sorted(share[50:60])
+
+
+def test_the_plateau_cuts_the_rate_where_held_out_loss_stands_still():
+    options = TrainOptions(
+        schedule="plateau", plateau_patience=1, plateau_factor=0.5, learning_rate_end=0.2
+    )
+    assert float(learning_rate(options)(900)) == pytest.approx(options.learning_rate)
+    plateau = Plateau(options)
+    state, scales = plateau.init(), []
+    for loss in (3.0, 2.0, 2.1, 2.2, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0):
+        state = plateau.update(state, loss)
+        scales.append(float(state.scale))
+    assert scales == pytest.approx([1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.2, 0.2])
+    assert Plateau(TrainOptions()).init() == () == Plateau(TrainOptions()).update((), 1.0)
+    with pytest.raises(ValueError, match="--plateau-factor"):
+        TrainOptions(plateau_factor=1.0).check()
+
+
+def test_a_step_is_as_long_as_the_plateau_says(batch):
+    task, sgd = Regression(), optax.sgd(0.1)
+    plateau = Plateau(TrainOptions(schedule="plateau"))
+    graph, state = new_state(task, sgd, 0, plateau.init())
+    shorter = dataclasses.replace(state, plateau=state.plateau._replace(scale=jnp.float32(0.25)))
+    train_step = jax.jit(make_step(task, graph, sgd))
+    kernel = lambda s: s.params["cell"]["linear"]["kernel"][...]
+    full, quarter = (kernel(train_step(s, batch)[0]) - kernel(s) for s in (state, shorter))
+    np.testing.assert_allclose(quarter, 0.25 * full, atol=1e-7)
+
+
+def test_plain_gradient_descent_decays_matrices():
+    options = TrainOptions(optimiser="sgd", weight_decay=0.5, learning_rate=0.1, warmup=0, clip=9.0)
+    transform = optimiser(dataclasses.replace(options, schedule="constant"))
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    updates, _ = transform.update(params, transform.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.1 * 1.5, rtol=1e-6)
+    np.testing.assert_allclose(updates["bias"], -0.1, rtol=1e-6)
 
 
 def test_vectors_are_not_decayed():

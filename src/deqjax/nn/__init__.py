@@ -5,6 +5,7 @@ from .adaptive import AdaptiveSoftmax as AdaptiveSoftmax
 from .deq import DEQ as DEQ
 from .language_model import LanguageModel as LanguageModel
 from .language_model import LanguageModelOutput as LanguageModelOutput
+from .lstm import LSTMLanguageModel as LSTMLanguageModel
 from .recurrent import Recurrent as Recurrent
 from .stack import CellStack as CellStack
 from .tcn import TCN as TCN

@@ -37,6 +37,9 @@ class DEQ(nnx.Module):
         cell: the module f.
         solver, adjoint, adjoint_solver, rtol, atol, max_steps: as in `deqjax.fixed_point`.
         batch_axis: independent samples along this axis of z (default 0); None, one equation.
+        dtype: compute f in it, such as `jnp.bfloat16`, with parameters and context cast once per
+            solve; z, its residuals and the solver stay in the dtype of z0. A residual cannot fall
+            much below that precision, 0.004 in bfloat16: ask for no smaller rtol.
 
     Example:
         >>> import jax.numpy as jnp
@@ -65,6 +68,7 @@ class DEQ(nnx.Module):
         atol: float | None = None,
         max_steps: int | None = None,
         batch_axis: int | None = 0,
+        dtype: Any = None,
     ):
         # Wrong options fail here, in one sentence, and not at the first call.
         self.solver, self.adjoint = choose(
@@ -76,6 +80,7 @@ class DEQ(nnx.Module):
             max_steps=max_steps,
         )
         self.batch_axis = batch_axis
+        self.dtype = dtype
         self.cell = cell
 
     def __call__(
@@ -85,6 +90,8 @@ class DEQ(nnx.Module):
         z0: PyTree | None = None,
         depth: int | None = None,
         context: PyTree = None,
+        adjoint: str | Adjoint | None = None,
+        max_steps: int | None = None,
         resume: Any = None,
         trace: bool = False,
         adjoint_probe: Stats | None = None,
@@ -98,6 +105,8 @@ class DEQ(nnx.Module):
                 back-propagation: the warm-up of DEQ training, and the weight-tied baseline. The
                 statistics then say how far that stack is from an equilibrium.
             context: what `cell.inject(x)` has returned, where the caller needs it as well.
+            adjoint: another gradient than the module's, for this call.
+            max_steps: another limit than the module's, for this call: effort as a knob.
             resume, trace, adjoint_probe: as in `deqjax.fixed_point`.
         """
         if z0 is None:
@@ -111,19 +120,22 @@ class DEQ(nnx.Module):
         leaves, form = jax.tree.flatten(context)
         is_array = [isinstance(x, jax.Array) for x in leaves]
         arrays = [x for x, a in zip(leaves, is_array, strict=True) if a]
+        weights, arrays = _cast((state, arrays), self.dtype)
 
         def f(z, arrays):
             given = iter(arrays)
             filled = [next(given) if a else x for x, a in zip(leaves, is_array, strict=True)]
-            return nnx.merge(graph, state, copy=True)(z, jax.tree.unflatten(form, filled))
+            cell = nnx.merge(graph, weights, copy=True)
+            new = cell(_cast(z, self.dtype), jax.tree.unflatten(form, filled))
+            return new if self.dtype is None else _like(new, z)
 
         if depth is None:
             solution = fixed_point(
                 f,
                 z0,
                 arrays,
-                solver=self.solver,
-                adjoint=self.adjoint,
+                solver=self.solver.with_options(max_steps=max_steps),
+                adjoint=self.adjoint if adjoint is None else adjoint,
                 batch_axis=self.batch_axis,
                 resume=resume,
                 trace=trace,
@@ -138,6 +150,18 @@ class DEQ(nnx.Module):
     def _initial_state(self, x: PyTree) -> PyTree:
         initial_state = getattr(self.cell, "initial_state", None)
         return jax.tree.map(jnp.zeros_like, x) if initial_state is None else initial_state(x)
+
+
+def _cast(tree: PyTree, dtype: Any) -> PyTree:
+    """Floating-point leaves in `dtype`; None leaves all as they are."""
+    if dtype is None:
+        return tree
+    real = lambda x: hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+    return jax.tree.map(lambda x: x.astype(dtype) if real(x) else x, tree)
+
+
+def _like(tree: PyTree, other: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, other)
 
 
 def _has_other_state(state: PyTree) -> bool:

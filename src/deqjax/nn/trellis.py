@@ -20,7 +20,7 @@ class TrellisContext(NamedTuple):
     injection: jax.Array  # (batch, time, 4 hidden): what x adds to the gates
     before: jax.Array  # (batch, 1, 2 hidden): z one step before the segment, zeros at a beginning
     mask: jax.Array | None  # (batch, 1, hidden): variational dropout of h, already scaled
-    weight: jax.Array | None  # (2 hidden, 4 hidden), normalised; None, the parameter itself
+    weight: jax.Array | None  # (2 hidden, 4 hidden), as used; None, the parameter itself
 
 
 class TrellisCell(nnx.Module):
@@ -57,6 +57,8 @@ class TrellisCell(nnx.Module):
             tied to the embedding needs.
         memory_length: 1 carries the state from segment to segment; 0 starts each from nothing.
         dropout: rate of the variational mask, in [0, 1).
+        weight_drop: rate at which entries of W are dropped, one mask a solve (DropConnect, as
+            Merity et al. 2018, arXiv 1708.02182, use it on recurrent weights).
         weight_norm: learn length and direction of W and U apart (`WeightNormLinear`; the length is
             that of both taps together). W is normalised once per solve.
         rngs: for the parameters and, as `rngs.dropout`, the mask.
@@ -79,6 +81,7 @@ class TrellisCell(nnx.Module):
         n_out: int | None = None,
         memory_length: int = 0,
         dropout: float = 0.0,
+        weight_drop: float = 0.0,
         weight_norm: bool = True,
         rngs: nnx.Rngs,
     ):
@@ -92,10 +95,12 @@ class TrellisCell(nnx.Module):
                 "memory_length must be 0 or 1, for the last step's state sums up all before it; "
                 f"got {memory_length!r}"
             )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
+        for name, rate in (("dropout", dropout), ("weight_drop", weight_drop)):
+            if not 0 <= rate < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {rate!r}")
         self.n_in, self.hidden, self.n_out = n_in, hidden, n_out
-        self.memory_length, self.dropout, self.weight_norm = memory_length, dropout, weight_norm
+        self.memory_length, self.weight_norm = memory_length, weight_norm
+        self.dropout, self.weight_drop = dropout, weight_drop
         self.deterministic = False
 
         def convolution(channels, bias, variance):
@@ -107,7 +112,7 @@ class TrellisCell(nnx.Module):
         self.convolution = convolution(hidden, bias=False, variance=0.4)
         self.inject_convolution = convolution(n_in, bias=True, variance=1.0)
         # Last, so that the same seed gives the same parameters with and without dropout.
-        self.rngs = rngs.fork() if dropout else None
+        self.rngs = rngs.fork() if dropout or weight_drop else None
 
     @property
     def d(self) -> int:
@@ -130,11 +135,14 @@ class TrellisCell(nnx.Module):
             for y in (memory.z, memory.injection)
         )
         injection = self.inject_convolution(_pairs(_delay(x, x_before), x))
-        mask = None
+        mask, w = None, weight(self.convolution) if self.weight_norm else None
         if self.rngs is not None and not self.deterministic:
-            mask = variational_mask(self.rngs.dropout(), self.dropout, (batch, 1, self.hidden))
-        normalised = weight(self.convolution) if self.weight_norm else None
-        return TrellisContext(injection, before, mask, normalised)
+            if self.dropout:
+                mask = variational_mask(self.rngs.dropout(), self.dropout, (batch, 1, self.hidden))
+            if self.weight_drop:
+                w = weight(self.convolution) if w is None else w
+                w = masked(variational_mask(self.rngs.dropout(), self.weight_drop, w.shape), w)
+        return TrellisContext(injection, before, mask, w)
 
     def __call__(self, z: jax.Array, context: TrellisContext) -> jax.Array:
         """f(z) for z of shape (batch, time, 2 hidden)."""

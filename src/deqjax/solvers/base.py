@@ -16,6 +16,8 @@ from .._state import norm, round_to, scalar_dtype, select, subtract
 
 PyTree = Any
 
+DEFAULT_MAX_STEPS = 100
+
 
 class Point(NamedTuple):
     """An iterate, f of it, and the residual r = f(z) − z in float32 at least.
@@ -184,7 +186,8 @@ class Solver:
         if rtol is None:
             rtol = max(_default_rtol(x.dtype) for x in jax.tree.leaves(z))
         atol = 1e-5 * rtol if self.atol is None else self.atol
-        return Tolerances(rtol, atol, 100 if self.max_steps is None else self.max_steps)
+        max_steps = DEFAULT_MAX_STEPS if self.max_steps is None else self.max_steps
+        return Tolerances(rtol, atol, max_steps)
 
     def first_guess(self, z0: PyTree) -> PyTree:
         """Where to start, in the caller's layout."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +17,26 @@ from .._fixed_point import adjoint_probe
 from .._solution import Stats
 from ..adjoints import as_adjoint
 from ..data import Batch, Stream
-from ..nn import LanguageModel, Memory, forget
+from ..nn import Memory, forget
+from ..regularization import jacobian_penalty
+from .options import PenaltyOptions, Phase
 
 PyTree = Any
+
+
+class Pressure(NamedTuple):
+    """How hard the Jacobian penalty presses: `share`, a running mean of the share of solves that
+    converge, and `factor`, what the penalty's weight is multiplied by."""
+
+    share: jax.Array
+    factor: jax.Array
+
+    def after(self, converged: jax.Array) -> Pressure:
+        """Two per cent more after every step while the share is below nine tenths, else back to 1
+        by one per cent a step."""
+        share = 0.98 * self.share + 0.02 * converged
+        factor = self.factor * jnp.where(share < 0.9, 1.02, 1 / 1.01)
+        return Pressure(share, jnp.clip(factor, 1.0, 100.0))
 
 
 class Carry(NamedTuple):
@@ -26,10 +44,12 @@ class Carry(NamedTuple):
 
     memory: Memory | tuple[Memory, ...]
     z: jax.Array | None
+    pressure: Pressure | None = None
 
 
 class Score(NamedTuple):
-    """Sums over a stream: nats, tokens, solver steps, solves, solves that converged."""
+    """Sums over a stream: nats, tokens, solver steps, solves, solves that converged. A model that
+    solves nothing has none of the last three."""
 
     nats: float
     tokens: float
@@ -47,89 +67,154 @@ class LanguageModelling:
     """Next-token prediction over contiguous streams, memory carried from segment to segment.
 
     Attributes:
-        new_model: builds the model from `nnx.Rngs`.
+        new_model: builds the model from `nnx.Rngs`: a `LanguageModel` or whatever is called alike.
         train: the training stream.
         valid: the held-out stream; every one of its tokens is scored.
         adjoint: the name of the adjoint, which decides whether there are statistics to probe.
         warm_start: start each training solve at the z* of the segment before it, and not at zero.
+        penalties: what is added to the loss.
+        start: weight of |z0 − z*|², where the model learns where to begin.
+        seed: of what is drawn for the penalties.
     """
 
-    new_model: Callable[[nnx.Rngs], LanguageModel]
+    new_model: Callable[[nnx.Rngs], Any]
     train: Stream
     valid: Stream
     adjoint: str = "implicit"
     warm_start: bool = False
+    penalties: PenaltyOptions = field(default_factory=PenaltyOptions)
+    start: float = 0.1
+    seed: int = 0
 
-    def build(self, rngs: nnx.Rngs) -> LanguageModel:
+    def build(self, rngs: nnx.Rngs) -> Any:
         return self.new_model(rngs)
 
+    @cached_property
+    def _shape(self) -> Any:
+        """The model without its arrays."""
+        return nnx.eval_shape(lambda: self.new_model(nnx.Rngs(0)))
+
+    @property
+    def solves(self) -> bool:
+        """Whether the model solves an equilibrium at all."""
+        return self._shape.solves
+
     def carry(self) -> Carry:
-        cell = nnx.eval_shape(lambda: self.new_model(nnx.Rngs(0))).cell
-        rows = self.train.batch_size
-        z = jnp.zeros((rows, self.train.segment, cell.d)) if self.warm_start else None
-        return Carry(cell.empty_memory(rows), z)
+        model, rows = self._shape, self.train.batch_size
+        memory = model.empty_memory(rows)
+        if self.warm_start and not self.solves:
+            raise ValueError("a warm start needs a model that solves an equilibrium")
+        z = jnp.zeros((rows, self.train.segment, model.cell.d)) if self.warm_start else None
+        one = lambda: jnp.ones(())
+        return Carry(memory, z, Pressure(one(), one()) if self.penalties.tighten else None)
 
     def batch(self, index: int) -> Batch:
         batch = self.train[index]
         return batch._replace(fresh=np.asarray(batch.fresh))
 
-    def probe(self) -> Stats | None:
-        if as_adjoint(self.adjoint).differentiates_loop:
+    def probe(self, phase: Phase) -> Stats | None:
+        if not self.solves or as_adjoint(phase.adjoint or self.adjoint).differentiates_loop:
             return None
         return adjoint_probe(self.train.batch_size)
 
-    def loss(self, model, carry, batch, *, depth, probe):
+    def loss(self, model, carry, batch, *, step, phase, probe):
         memory = forget(carry.memory, batch.fresh)
-        options = dict(z0=carry.z, depth=depth, adjoint_probe=probe)
+        options = {}
+        if self.solves:
+            options = phase.keywords(model.deq.solver.max_steps)
+            options |= dict(
+                z0=carry.z, adjoint_probe=probe, keep_context=bool(self.penalties.jacobian)
+            )
         out = model(batch.inputs, memory, targets=batch.targets, **options)
         tokens = jnp.maximum(batch.weights.sum(), 1)
-        loss = jnp.sum(out.nats * batch.weights) / tokens
-        z = jax.lax.stop_gradient(out.solution.z) if self.warm_start else None
-        return loss, (Carry(out.memory, z), {"solve": out.solution.stats})
+        nats = jnp.sum(out.nats * batch.weights) / tokens
+        metrics: dict[str, Any] = {"perplexity": jnp.exp(jnp.minimum(nats, 80.0))}
+        loss = nats + self._of_output(out)
+        carry = carry._replace(memory=out.memory)
+        if self.solves:
+            stats = out.solution.stats
+            metrics["solve"] = stats
+            if out.start is not None:
+                target = jax.lax.stop_gradient(out.solution.z)
+                metrics["start"] = jnp.mean((out.start - target) ** 2)
+                loss += self.start * metrics["start"]
+            if self.penalties.jacobian:
+                factor = 1.0 if carry.pressure is None else carry.pressure.factor
+                metrics["jacobian"], weight = self._of_jacobian(model, out, step)
+                loss += metrics["jacobian"] * weight * factor
+            if carry.pressure is not None and phase.depth is None:
+                pressure = carry.pressure.after(stats.converged.mean())
+                metrics["pressure"] = pressure.factor
+                carry = carry._replace(pressure=pressure)
+            if self.warm_start:
+                carry = carry._replace(z=jax.lax.stop_gradient(out.solution.z))
+        return loss, (carry, metrics)
 
-    def evaluate(self, model: LanguageModel) -> dict[str, float]:
+    def _of_output(self, out) -> jax.Array | float:
+        """Activation regularisation (Merity, McCann and Socher 2017, arXiv 1708.01009)."""
+        p, penalty = self.penalties, 0.0
+        if p.activation:
+            penalty += p.activation * jnp.mean(out.dropped**2)
+        if p.temporal:
+            penalty += p.temporal * jnp.mean((out.hidden[:, 1:] - out.hidden[:, :-1]) ** 2)
+        return penalty
+
+    def _of_jacobian(self, model, out, step) -> tuple[jax.Array, jax.Array]:
+        """‖J‖²/n at z*, at a share of the steps and else zero; and its weight without pressure."""
+        p = self.penalties
+        draw, probe = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), step))
+        f = lambda z: model.cell(z, out.context)
+
+        def penalty(z):
+            return jacobian_penalty(f, z, key=probe, batch_axis=0)
+
+        paid = jax.random.bernoulli(draw, p.jacobian_share)
+        value = jax.lax.cond(paid, penalty, lambda z: jnp.zeros(()), out.solution.z)
+        return value, p.jacobian + p.jacobian_growth * (step // p.jacobian_every)
+
+    def evaluate(self, model: Any) -> dict[str, float]:
         score = perplexity(model, self.valid)
-        return {
-            "valid_perplexity": score.perplexity,
-            "valid_forward_steps": score.steps / score.solves,
-            "valid_converged": score.converged / score.solves,
-        }
+        found = {"valid_perplexity": score.perplexity, "valid_loss": score.nats / score.tokens}
+        if score.solves:
+            found["valid_forward_steps"] = score.steps / score.solves
+            found["valid_converged"] = score.converged / score.solves
+        return found
 
 
-def perplexity(model: LanguageModel, stream: Stream) -> Score:
+def perplexity(
+    model: Any, stream: Stream, each: Callable[[int, Score], None] | None = None
+) -> Score:
     """Score every token of `stream`, memory carried along each row.
 
     Args:
         model: in eval mode.
         stream: its rows are scored side by side; fewer rows, more context.
+        each: called with the number of segments done and the sums so far after every segment.
     """
-    memory = model.cell.empty_memory(stream.batch_size)
+    memory = model.empty_memory(stream.batch_size)
     totals = np.zeros(5)
-    for batch in stream:
+    for done, batch in enumerate(stream, start=1):
         sums, memory = _score(model, memory, batch._replace(fresh=np.asarray(batch.fresh)))
         totals += np.asarray(sums, np.float64)
+        if each is not None:
+            each(done, Score(*totals.tolist()))
     return Score(*totals.tolist())
 
 
 @nnx.jit
 def _score(model, memory, batch):
     out = model(batch.inputs, memory, targets=batch.targets)
-    stats = out.solution.stats
-    rows = stats.steps.shape[0]
-    sums = jnp.stack(
-        [
-            jnp.sum(out.nats * batch.weights),
-            jnp.sum(batch.weights),
-            jnp.sum(stats.steps).astype(jnp.float32),
-            jnp.float32(rows),
-            jnp.sum(stats.converged).astype(jnp.float32),
-        ]
-    )
-    return sums, out.memory
+    sums = [jnp.sum(out.nats * batch.weights), jnp.sum(batch.weights)]
+    if model.solves:
+        stats = out.solution.stats
+        sums += [stats.steps.sum(), stats.steps.shape[0], stats.converged.sum()]
+    else:
+        sums += [0.0, 0.0, 0.0]
+    return jnp.stack([jnp.asarray(x, jnp.float32) for x in sums]), out.memory
 
 
 def sample(
-    model: LanguageModel,
+    model: Any,
     prompt: np.ndarray,
     length: int,
     *,
@@ -145,16 +230,20 @@ def sample(
         model: in eval mode, with a cell that has memory.
         temperature: logits are divided by it; below 1, safer text.
     """
-    if model.cell.memory_length < 1:
+    memory = model.empty_memory(1)
+    if not sum(m.valid.size for m in jax.tree.leaves(memory, is_leaf=_is_memory)):
         raise ValueError("sampling needs a cell with memory_length >= 1")
     prompt = np.asarray(prompt, np.int32)
     if prompt.ndim != 1 or len(prompt) < 1:
         raise ValueError(f"the prompt must hold at least one token, shape (n,); got {prompt.shape}")
-    memory = model.cell.empty_memory(1)
     if len(prompt) > 1:
         memory = _read(model, memory, prompt[None, :-1])
     key = jax.random.key(seed)
     return np.asarray(_draw(model, memory, prompt[-1], key, length, temperature))
+
+
+def _is_memory(x: Any) -> bool:
+    return isinstance(x, Memory)
 
 
 @nnx.jit

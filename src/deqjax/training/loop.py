@@ -9,8 +9,9 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,8 +24,10 @@ from .curves import plot_curves
 from .metrics import MetricsWriter, read_metrics
 from .options import OptionError, TrainOptions
 from .progress import Progress
+from .schedules import Plateau
 from .schedules import optimiser as make_optimiser
 from .step import Task, TrainState, make_step, new_state
+from .watch import ConvergenceWatch
 
 Config = TypeVar("Config")
 
@@ -54,6 +57,7 @@ def fit(
     *,
     name: str,
     baselines: dict[str, float] | None = None,
+    files: Mapping[str, Callable[[Path], object]] | None = None,
 ) -> Run:
     """Train `task`, or go on where an earlier, interrupted call with the same config stopped.
 
@@ -68,6 +72,7 @@ def fit(
         config: the dataclass to record in `config.json`; a restart must bring an equal one.
         name: the run's folder, unless `options.name` says otherwise.
         baselines: perplexities to draw and record beside the run's.
+        files: what else belongs into the folder from the beginning: names, and what writes them.
 
     Raises:
         OptionError: the folder holds a run with another config.
@@ -75,8 +80,10 @@ def fit(
     """
     directory = options.runs / (options.name or name)
     _claim(directory, config, options.restart)
-    optimiser = make_optimiser(options)
-    graph, state = new_state(task, optimiser, options.seed)
+    for file, write in (files or {}).items():
+        write(directory / file)
+    optimiser, plateau = make_optimiser(options), Plateau(options)
+    graph, state = new_state(task, optimiser, options.seed, plateau.init())
     with Checkpoints(directory / "checkpoints") as checkpoints:
         restored = checkpoints.restore(state)
         seconds = 0.0
@@ -85,6 +92,7 @@ def fit(
         start = int(state.step)
         metrics = MetricsWriter.resume(directory, start, tensorboard=options.tensorboard or False)
         session = _Session(task, options, graph, optimiser, checkpoints, metrics, seconds)
+        session.watch.catch_up(read_metrics(directory))
         with metrics:
             state = session.train(state, start)
     model = session.model(state)
@@ -94,6 +102,7 @@ def fit(
         "parameters": count(state.params),
         "skipped_steps": int(state.skipped),
         **_tail(read_metrics(directory)),
+        **session.watch.summary(),
         **session.last_evaluation(state),
         "baselines": baselines or {},
         "jax": jax.__version__,
@@ -116,10 +125,12 @@ class _Session:
         self.task, self.options, self.graph = task, options, graph
         self.checkpoints, self.metrics = checkpoints, metrics
         self.before, self.began = seconds, time.monotonic()
-        self.steps = {
-            depth: jax.jit(make_step(task, graph, optimiser, depth), donate_argnums=0)
-            for depth in (None, *options.stack_depths())
-        }
+        self.plateau = Plateau(options)
+        self.watch = ConvergenceWatch()
+        # One compiled step for each phase, compiled when it first comes.
+        self.compiled = cache(
+            lambda phase: jax.jit(make_step(task, graph, optimiser, phase), donate_argnums=0)
+        )
         self.evaluated: tuple[int, dict[str, float]] | None = None
 
     def seconds(self) -> float:
@@ -146,19 +157,27 @@ class _Session:
             for step in range(start, options.steps):
                 batch = self.task.batch(step)
                 tokens += _tokens(batch)
-                state, metrics = self.steps[options.depth(step)](state, batch)
+                state, metrics = self.compiled(options.phase(step))(state, batch)
                 done = step + 1
                 last = done == options.steps
+                row: dict[str, Any] = {}
                 if done % options.log_every == 0 or last:
                     metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
-                    row = self._row(metrics, tokens / (time.monotonic() - began))
-                    if done % options.eval_every == 0 or last:
-                        row |= self.last_evaluation(state)
+                    row |= self._row(metrics, tokens / (time.monotonic() - began))
+                if done % options.eval_every == 0 or last:
+                    found = self.last_evaluation(state)
+                    row |= found
+                    if "valid_loss" in found:
+                        plateau = self.plateau.update(state.plateau, found["valid_loss"])
+                        state = dataclasses.replace(state, plateau=plateau)
+                if row:
                     self.metrics.write(done, **row)
+                if "loss" in row:
+                    news = self.watch.see(done, row)
+                    if news:
+                        progress.note(news)
                     progress.update(done, **_visible(row))
                     began, tokens = time.monotonic(), 0
-                elif done % options.eval_every == 0:
-                    self.metrics.write(done, **self.last_evaluation(state))
                 if done % options.checkpoint_every == 0 or last or asked:
                     self._save(state, done)
                 if asked and not last:
@@ -238,7 +257,8 @@ def load_model(task: Task, options: TrainOptions, directory: Path) -> Any:
     Raises:
         OptionError: there is no checkpoint.
     """
-    graph, state = new_state(task, make_optimiser(options), options.seed)
+    optimiser = make_optimiser(options)
+    graph, state = new_state(task, optimiser, options.seed, Plateau(options).init())
     with Checkpoints(directory / "checkpoints") as checkpoints:
         restored = checkpoints.restore(state)
     if restored is None:

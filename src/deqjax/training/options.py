@@ -6,12 +6,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from .._errors import check_integer, check_tolerance
 from .._options import choose
+from ..adjoints import as_adjoint
+from ..solvers.base import DEFAULT_MAX_STEPS
 from .checkpoints import CheckpointError
 
 Config = TypeVar("Config")
@@ -47,6 +49,57 @@ class SolverOptions:
 
 
 @dataclass(frozen=True)
+class PenaltyOptions:
+    """What is added to the loss of a language model."""
+
+    jacobian: float = 0.0
+    """weight of the penalty ‖J‖²/n at z*, which keeps solves short (Bai et al. 2021)"""
+    jacobian_share: float = 0.4
+    """share of the training steps, drawn at random, that pay for it"""
+    jacobian_growth: float = 0.0
+    """what its weight gains every jacobian_every steps"""
+    jacobian_every: int = 1000
+    """see jacobian_growth"""
+    tighten: bool = False
+    """raise the penalty's weight by itself while less than nine solves in ten converge"""
+    activation: float = 0.0
+    """weight of the mean square of the output after dropout (alpha of AWD-LSTM)"""
+    temporal: float = 0.0
+    """weight of the mean square of the output's change over a step in time (its beta)"""
+
+    def check(self) -> None:
+        for name in ("jacobian", "jacobian_growth", "activation", "temporal"):
+            check_tolerance("--" + name.replace("_", "-"), getattr(self, name))
+        check_integer("--jacobian-every", self.jacobian_every, least=1)
+        if not 0 < self.jacobian_share <= 1:
+            raise OptionError(
+                f"--jacobian-share must be above 0 and at most 1; got {self.jacobian_share}"
+            )
+        if self.tighten and not self.jacobian:
+            raise OptionError("--tighten raises the weight of --jacobian, which must not be 0")
+
+
+class Phase(NamedTuple):
+    """What a training step computes. Each that occurs in a run is compiled once.
+
+    Attributes:
+        depth: a stack of so many applications; None, the solve.
+        adjoint: the gradient of the solve; None, the model's own.
+        fewer_steps: how many solver steps fewer than the model's own `max_steps` are allowed.
+    """
+
+    depth: int | None = None
+    adjoint: str | None = None
+    fewer_steps: int = 0
+
+    def keywords(self, max_steps: int | None) -> dict[str, Any]:
+        """For the call of a `DEQ` whose own limit is `max_steps`; None is a solver's default."""
+        if self.fewer_steps:
+            max_steps = max(1, (max_steps or DEFAULT_MAX_STEPS) - self.fewer_steps)
+        return dict(depth=self.depth, adjoint=self.adjoint, max_steps=max_steps)
+
+
+@dataclass(frozen=True)
 class TrainOptions:
     """How long and how to train, and what a run leaves behind."""
 
@@ -55,15 +108,23 @@ class TrainOptions:
     batch_size: int = 8
     """sequences in a step"""
     learning_rate: float = 3e-3
-    """peak learning rate of AdamW"""
+    """peak learning rate"""
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    """sgd is plain: no momentum"""
+    schedule: Literal["cosine", "constant", "plateau"] = "cosine"
+    """after the warm-up: cosine decay, or no decay, or a cut wherever held-out loss stands still"""
     learning_rate_end: float = 0.05
-    """final learning rate, as a fraction of the peak (cosine decay)"""
+    """final learning rate of the cosine and least one of the plateau, as a fraction of the peak"""
+    plateau_patience: int = 1
+    """evaluations in a row without a better one that plateau bears before it cuts"""
+    plateau_factor: float = 0.25
+    """what a cut multiplies the learning rate by"""
     warmup: int = 30
     """steps of linear learning-rate warm-up"""
     beta2: float = 0.98
     """AdamW's decay of squared gradients: lower forgets the large ones of an early phase sooner"""
     weight_decay: float = 0.01
-    """decoupled weight decay"""
+    """decoupled weight decay, of matrices"""
     clip: float = 1.0
     """global gradient norm above which gradients are scaled down"""
     stack_steps: int = 0
@@ -73,6 +134,12 @@ class TrainOptions:
     stack_jitter: int = 0
     """up to this many applications more in a step, drawn at random: a fixed point gives the same
     answer at every depth, a cycle does not"""
+    cheap_steps: int = 0
+    """steps after the stack whose gradient is cheap_adjoint, before the exact one"""
+    cheap_adjoint: str = "phantom"
+    """see cheap_steps"""
+    step_jitter: int = 0
+    """up to this many solver steps fewer than --max-steps in a training step, drawn at random"""
     seed: int = 0
     """seed of parameters, data order and dropout"""
     runs: Path = Path("runs")
@@ -90,24 +157,33 @@ class TrainOptions:
     tensorboard: bool = False
     """write TensorBoard events too (needs tensorboardX)"""
 
-    def stack_depths(self) -> range:
-        """The depths that `depth` may give."""
-        return range(self.stack_depth, self.stack_depth + self.stack_jitter + 1)
-
-    def depth(self, step: int) -> int | None:
-        """What training step `step` trains: a stack of so many applications, or None, the solve."""
-        if step >= self.stack_steps:
-            return None
-        return int(np.random.default_rng((self.seed, step)).choice(self.stack_depths()))
+    def phase(self, step: int) -> Phase:
+        """What training step `step` computes. A restart draws the same."""
+        draw = np.random.default_rng((self.seed, step))
+        if step < self.stack_steps:
+            depths = range(self.stack_depth, self.stack_depth + self.stack_jitter + 1)
+            return Phase(depth=int(draw.choice(depths)))
+        cheap = step < self.stack_steps + self.cheap_steps
+        # Three values at most, as each is compiled.
+        fewer = sorted({0, self.step_jitter // 2, self.step_jitter})
+        return Phase(None, self.cheap_adjoint if cheap else None, int(draw.choice(fewer)))
 
     def check(self) -> None:
         for name in ("steps", "batch_size", "log_every", "eval_every", "checkpoint_every"):
             check_integer("--" + name.replace("_", "-"), getattr(self, name), least=1)
-        for name in ("warmup", "stack_steps", "stack_jitter", "seed"):
+        for name in (
+            *("warmup", "stack_steps", "stack_jitter", "cheap_steps", "step_jitter"),
+            *("plateau_patience", "seed"),
+        ):
             check_integer("--" + name.replace("_", "-"), getattr(self, name), least=0)
         check_integer("--stack-depth", self.stack_depth, least=1)
         for name in ("learning_rate", "learning_rate_end", "weight_decay"):
             check_tolerance("--" + name.replace("_", "-"), getattr(self, name))
+        as_adjoint(self.cheap_adjoint)
+        if not 0 < self.plateau_factor < 1:
+            raise OptionError(
+                f"--plateau-factor must be between 0 and 1, such as 0.25; got {self.plateau_factor}"
+            )
         if not 0 < self.beta2 < 1:
             raise OptionError(f"--beta2 must be between 0 and 1, such as 0.98; got {self.beta2}")
         if not self.clip > 0:

@@ -1,0 +1,106 @@
+"""The options of a language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from deqjax._errors import check_integer
+from deqjax.training import OptionError, PenaltyOptions, SolverOptions, TrainOptions
+
+Model = Literal[
+    "deq-transformer",
+    "universal-transformer",
+    "transformer-xl",
+    "deq-trellisnet",
+    "trellisnet",
+    "lstm",
+]
+Preset = Literal["quick", "ptb", "wikitext-2"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a language model."""
+
+    model: Model = "deq-transformer"
+    """the two with deq- solve for an equilibrium; universal-transformer and trellisnet stack the
+    same cells; transformer-xl has distinct layers"""
+    preset: Preset = "quick"
+    """data and training where no flag says otherwise; the last two need --data-dir"""
+    dataset: str = "python-docs"
+    """python-docs, ptb, wikitext-2, wikitext-103 or text"""
+    data_dir: Path | None = None
+    """folder with the data set's files; not for python-docs"""
+    level: str | None = None
+    """char or word; the data set's own if not given"""
+    segment: int = 64
+    """tokens in a training segment"""
+    memory: int = 64
+    """positions of the previous segments that attention still sees"""
+    width: int = 128
+    """width of the embedding, and of a transformer's state"""
+    heads: int = 4
+    """attention heads"""
+    inner: int = 512
+    """width of a transformer's feed-forward"""
+    hidden: int = 256
+    """width of a trellisnet's h and of an lstm's layers"""
+    blocks: int = 1
+    """transformer blocks in the cell of deq-transformer and universal-transformer"""
+    layers: int = 12
+    """layers of transformer-xl and lstm"""
+    depth: int = 12
+    """how often universal-transformer and trellisnet apply their cell"""
+    checkpoint: Literal["none", "all", "sqrt"] = "none"
+    """what back-propagation through transformer-xl keeps: all, or what lies between layers, or
+    that of every square root of layers"""
+    norm: Literal["post", "pre"] = "post"
+    """layer norm of a transformer after or before attention and feed-forward"""
+    weight_norm: bool = False
+    """learn length and direction of a cell's matrices apart"""
+    cutoffs: tuple[int, ...] = ()
+    """first words of the rarer clusters of an adaptive embedding and softmax, such as 2000 6000"""
+    divisor: int = 1
+    """how many times narrower an adaptive embedding gets from cluster to cluster"""
+    dropout: float = 0.0
+    """rate of variational dropout inside a cell, or between the layers of an lstm"""
+    dropout_in: float | None = None
+    """the same on the embedded input; that of --dropout if not given"""
+    dropout_out: float | None = None
+    """the same on the output; that of --dropout if not given"""
+    dropout_words: float = 0.0
+    """rate at which whole words are left out of the input"""
+    weight_drop: float = 0.0
+    """rate at which recurrent weights of trellisnets and lstm are dropped"""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """of the cell; state, residuals and solver are float32"""
+    warm_start: bool = False
+    """start each training solve at the equilibrium of the segment before it, not at zero"""
+    learned_start: bool = False
+    """learn where solves begin, from the input"""
+    eval_rows: int = 8
+    """rows that held-out text is scored in, side by side; fewer rows, more context"""
+    solver: SolverOptions = field(default_factory=lambda: SolverOptions(rtol=5e-3))
+    penalties: PenaltyOptions = field(default_factory=PenaltyOptions)
+    train: TrainOptions = field(default_factory=lambda: TrainOptions(stack_steps=250))
+
+    @property
+    def solves(self) -> bool:
+        return self.model.startswith("deq-")
+
+    def check(self) -> None:
+        for name in ("segment", "width", "heads", "inner", "hidden", "blocks", "layers", "depth"):
+            check_integer(f"--{name}", getattr(self, name), least=1)
+        check_integer("--memory", self.memory, least=0)
+        check_integer("--eval-rows", self.eval_rows, least=1)
+        if not self.solves:
+            for name in ("warm_start", "learned_start"):
+                if getattr(self, name):
+                    flag = "--" + name.replace("_", "-")
+                    raise OptionError(f"{flag} is for deq-transformer and deq-trellisnet")
+            if self.train.stack_steps or self.penalties.jacobian:
+                raise OptionError(
+                    "--stack-steps and --jacobian are for deq-transformer and deq-trellisnet"
+                )

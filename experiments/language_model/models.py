@@ -1,0 +1,98 @@
+"""Every model of the experiment: tokens in, logits out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from deqjax.nn import (
+    AdaptiveEmbedding,
+    AdaptiveSoftmax,
+    CellStack,
+    LanguageModel,
+    LSTMLanguageModel,
+    TransformerCell,
+    TrellisCell,
+)
+
+from .config import Config
+
+
+def build(config: Config, vocabulary: int, rngs: nnx.Rngs) -> Any:
+    """The model of `config`."""
+    c = config
+    drop_in, drop_out = (c.dropout if x is None else x for x in (c.dropout_in, c.dropout_out))
+    if c.model == "lstm":
+        return LSTMLanguageModel(
+            vocabulary,
+            width=c.width,
+            hidden=c.hidden,
+            layers=c.layers,
+            dropout_embedding=c.dropout_words,
+            dropout_input=drop_in,
+            dropout_hidden=c.dropout,
+            dropout_output=drop_out,
+            weight_drop=c.weight_drop,
+            rngs=rngs,
+        )
+    cell = _cell(c, rngs)
+    softmax = None
+    if c.cutoffs or c.divisor > 1:
+        embedding = AdaptiveEmbedding(
+            vocabulary, c.width, cutoffs=c.cutoffs, divisor=c.divisor, rngs=rngs
+        )
+        softmax = AdaptiveSoftmax(embedding, rngs=rngs)
+    return LanguageModel(
+        vocabulary,
+        cell,
+        dropout=(drop_in, drop_out),
+        dropout_words=c.dropout_words,
+        depth=_depth(c),
+        softmax=softmax,
+        learned_start=c.learned_start,
+        rngs=rngs,
+        dtype=jnp.bfloat16 if c.precision == "bfloat16" else None,
+        **c.solver.keywords(),
+    )
+
+
+def _depth(config: Config) -> int | None:
+    if config.solves:
+        return None
+    return 1 if config.model == "transformer-xl" else config.depth
+
+
+def _cell(config: Config, rngs: nnx.Rngs) -> Any:
+    c = config
+    if "trellis" in c.model:
+        return TrellisCell(
+            c.width,
+            hidden=c.hidden,
+            memory_length=min(1, c.memory),
+            dropout=c.dropout,
+            weight_drop=c.weight_drop,
+            weight_norm=c.weight_norm,
+            rngs=rngs,
+        )
+    explicit = c.model == "transformer-xl"
+
+    def block():
+        return TransformerCell(
+            c.width,
+            heads=c.heads,
+            d_inner=c.inner,
+            memory_length=c.memory,
+            dropout=c.dropout,
+            norm=c.norm,
+            weight_norm=c.weight_norm,
+            injected=not explicit,
+            rngs=rngs,
+        )
+
+    if explicit:
+        return CellStack([block() for _ in range(c.layers)], checkpoint=c.checkpoint)
+    if c.blocks == 1 and c.norm == "post":
+        return block()
+    return CellStack([block() for _ in range(c.blocks)])

@@ -1,0 +1,72 @@
+"""Score a trained language model on held-out text, at any solver setting."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from deqjax._options import choose
+from deqjax.data import Corpus, Vocabulary
+from deqjax.training import OptionError, load_model, read_config
+
+from . import trade
+from .config import Config
+from .task import VOCABULARY, prepare
+
+
+def load(run: Path, data_dir: Path | None) -> tuple[Config, Corpus, Any]:
+    """(options, corpus, model in eval mode) of a run's folder, with its newest good checkpoint."""
+    if not (run / "config.json").exists():
+        raise OptionError(f"{run} holds no run: train one with experiments.language_model")
+    config = read_config(Config, run)
+    if data_dir is not None:
+        config = dataclasses.replace(config, data_dir=data_dir)
+    corpus, task = prepare(config)
+    saved = run / VOCABULARY
+    if saved.exists() and Vocabulary.load(saved).fingerprint != corpus.vocabulary.fingerprint:
+        raise OptionError(
+            f"the text in {config.data_dir} gives another vocabulary than the one that {run} was "
+            "trained with: give --data-dir of the same text"
+        )
+    return config, corpus, load_model(task, config.train, run)
+
+
+def main(
+    run: Path,
+    data_dir: Path | None = None,
+    *,
+    split: str = "test",
+    tokens: int | None = None,
+    rows: int | None = None,
+    table: bool = False,
+    **solver: Any,
+) -> list[trade.Line]:
+    """Print perplexity at the setting of training, or that of `solver`; and the whole table."""
+    config, corpus, model = load(run, data_dir)
+    if rows is not None:
+        config = dataclasses.replace(config, eval_rows=rows)
+    given = {k: v for k, v in solver.items() if v is not None}
+    if given and not model.solves:
+        raise OptionError(f"{config.model} solves nothing: --{next(iter(given))} has no effect")
+    limit = "as trained"
+    if given:
+        try:
+            chosen = choose(adjoint="jfb", **{"solver": model.deq.solver, **given})[0]
+        except (TypeError, ValueError) as wrong:
+            raise OptionError(str(wrong)) from None
+        model.deq.solver, limit = chosen, "as asked"
+    ids = getattr(corpus, split)[:tokens]
+    print(f"{run.name}, {split}, {len(ids):,} tokens in {config.eval_rows} rows\n{trade.HEADER}")
+    lines = [trade.score(config, corpus, model, ids, limit)]
+    print(lines[0], flush=True)
+    if table and config.model not in ("transformer-xl", "lstm"):
+        for line in trade.table(config, corpus, model, ids):
+            print(line, flush=True)
+            lines.append(line)
+        name = f"trade-{split}"
+        (run / f"{name}.json").write_text(json.dumps([x._asdict() for x in lines], indent=1) + "\n")
+        trade.plot(lines, run / f"{name}.png", f"{run.name}: solver steps traded for perplexity")
+        print(f"picture: {run / name}.png")
+    return lines
