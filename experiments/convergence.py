@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import nnx
 
 from deqjax import fixed_point
+from deqjax.data import Stream
 from deqjax.nn import TransformerInput
 from deqjax.training import OptionError, command_line, load_model, read_config
 from experiments import language_model
@@ -38,35 +40,40 @@ class Config:
 
 
 def traces(config: Config) -> tuple[dict[str, np.ndarray], float]:
-    """Relative residual after each evaluation of f, (steps, samples) a solver; and the run's rtol.
-
-    The segment is not the first of its stream, so its memory is full.
-    """
+    """What `trace` gives for every solver; and the tolerance of training."""
     trained = read_config(language_model.Config, config.run)
     _, task = language_model.prepare(trained)
     model = load_model(task, trained.train, config.run)
-    memory = model.cell.empty_memory(trained.eval_rows)
-    for index in range(-(-trained.memory // trained.segment)):
-        memory = model(task.valid[index].inputs, memory).memory
-    x = model.embed(task.valid[index + 1].inputs)
-    context = model.cell.inject(TransformerInput(x, memory))
-    graph, state = nnx.split(model.cell)
+    reach = trained.memory if trained.memory > 1 else 64
+    cell = held_out(model, task.valid, reach)
+    found = {s: np.asarray(trace(*cell, s, config.rtol, config.max_steps)) for s in SOLVERS}
+    return found, trained.solver.rtol
 
-    def solve(state, context, solver):
-        sol = fixed_point(
-            lambda z: nnx.merge(graph, state)(z, context),
-            jnp.zeros_like(x),
-            solver=solver,
-            batch_axis=0,
-            rtol=config.rtol,
-            max_steps=config.max_steps,
-            trace=True,
-        )
-        size = sol.stats.residual / sol.stats.rel_residual
-        return sol.stats.trace / size
 
-    jitted = nnx.jit(solve, static_argnames="solver")
-    return {s: np.asarray(jitted(state, context, s)) for s in SOLVERS}, trained.solver.rtol
+def held_out(model: Any, stream: Stream, reach: int) -> tuple[Any, Any, jax.Array]:
+    """(cell, context, z0) of a segment that comes after at least `reach` tokens of each row."""
+    memory = model.empty_memory(stream.batch_size)
+    for index in range(-(-reach // stream.segment)):
+        memory = model(stream[index].inputs, memory).memory
+    given = TransformerInput(model.embed(stream[index + 1].inputs), memory)
+    return model.cell, model.cell.inject(given), model.cell.initial_state(given)
+
+
+@nnx.jit(static_argnames=("solver", "rtol", "max_steps"))
+def trace(cell, context, z0, solver: str, rtol: float, max_steps: int) -> jax.Array:
+    """Relative residual after each evaluation of f, (steps, samples)."""
+    sol = fixed_point(
+        cell,
+        z0,
+        context,
+        solver=solver,
+        batch_axis=0,
+        rtol=rtol,
+        max_steps=max_steps,
+        trace=True,
+    )
+    size = sol.stats.residual / sol.stats.rel_residual
+    return sol.stats.trace / size
 
 
 def plot(traced: dict[str, np.ndarray], rtol: float, path: Path, title: str) -> None:

@@ -35,7 +35,7 @@ class Config:
     checks: bool = False
     """solve again with other tolerances, solvers, starts and lengths; two minutes a model"""
     record: bool = False
-    """check, and keep the folders and what was found under experiments/results/copy_memory/"""
+    """keep what was found, with the checks of copy memory, under experiments/results/"""
     checkpoint: Path | None = None
     """folder of a run of experiments.language_model; what follows is about it"""
     data_dir: Path | None = None
@@ -64,7 +64,17 @@ def main(config: Config) -> Any:
     if config.checkpoint is None:
         return copies(config)
     checked(config)
-    names = ("data_dir", "split", "tokens", "rows", "solver", "rtol", "max_steps", "table")
+    names = (
+        "data_dir",
+        "split",
+        "tokens",
+        "rows",
+        "solver",
+        "rtol",
+        "max_steps",
+        "table",
+        "record",
+    )
     return score.main(config.checkpoint, **{name: getattr(config, name) for name in names})
 
 

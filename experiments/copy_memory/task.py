@@ -179,7 +179,7 @@ def evaluate(
 def _score(model, batch, options):
     out = model(batch.inputs, **options)
     solve = (jnp.nan, jnp.nan)
-    if out.solution is not None:
+    if out.solution is not None and model.solves:
         stats = out.solution.stats
         solve = (stats.steps.mean(), stats.converged.mean())
     return jnp.stack([*_losses(out.logits, batch.targets), *solve])

@@ -19,7 +19,8 @@ def recipe(args: list[str]) -> Config:
     chosen = parser.parse_known_args(args)[0]
     config = Config()
     if chosen.preset in WORDS:
-        config = dataclasses.replace(config, **WORDS[chosen.preset], **SIZES.get(chosen.model, {}))
+        given = WORDS[chosen.preset] | SIZES.get(chosen.model, {})
+        config = dataclasses.replace(config, **given)
     if not chosen.model.startswith("deq-"):
         train = dataclasses.replace(config.train, stack_steps=0)
         config = dataclasses.replace(config, train=train)
@@ -34,9 +35,9 @@ def _words(dataset: str) -> dict[str, Any]:
         segment=64,
         memory=64,
         width=128,
-        dropout=0.2,
-        dropout_in=0.3,
-        dropout_out=0.4,
+        dropout=0.1,
+        dropout_in=0.2,
+        dropout_out=0.3,
         solver=SolverOptions(rtol=1e-2, max_steps=16),
         train=TrainOptions(
             steps=9000,
@@ -45,7 +46,7 @@ def _words(dataset: str) -> dict[str, Any]:
             warmup=200,
             weight_decay=0.02,
             clip=0.5,
-            stack_steps=4500,
+            stack_steps=6000,
             stack_jitter=2,
             eval_every=900,
             checkpoint_every=300,

@@ -5,19 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from deqjax._options import choose
 from deqjax.data import Corpus, Vocabulary
-from deqjax.training import OptionError, load_model, read_config
+from deqjax.training import LanguageModelling, OptionError, load_model, read_config
 
-from . import trade
+from . import results, trade
 from .config import Config
 from .task import VOCABULARY, prepare
 
 
-def load(run: Path, data_dir: Path | None) -> tuple[Config, Corpus, Any]:
-    """(options, corpus, model in eval mode) of a run's folder, with its newest good checkpoint."""
+class Loaded(NamedTuple):
+    """A run's options, its text, its task, and its model in eval mode."""
+
+    config: Config
+    corpus: Corpus
+    task: LanguageModelling
+    model: Any
+
+
+def load(run: Path, data_dir: Path | None) -> Loaded:
+    """What a run's folder holds, with the newest good checkpoint."""
     if not (run / "config.json").exists():
         raise OptionError(f"{run} holds no run: train one with experiments.language_model")
     config = read_config(Config, run)
@@ -30,7 +39,7 @@ def load(run: Path, data_dir: Path | None) -> tuple[Config, Corpus, Any]:
             f"the text in {config.data_dir} gives another vocabulary than the one that {run} was "
             "trained with: give --data-dir of the same text"
         )
-    return config, corpus, load_model(task, config.train, run)
+    return Loaded(config, corpus, task, load_model(task, config.train, run))
 
 
 def main(
@@ -41,10 +50,11 @@ def main(
     tokens: int | None = None,
     rows: int | None = None,
     table: bool = False,
+    record: bool = False,
     **solver: Any,
 ) -> list[trade.Line]:
     """Print perplexity at the setting of training, or that of `solver`; and the whole table."""
-    config, corpus, model = load(run, data_dir)
+    config, corpus, task, model = load(run, data_dir)
     if rows is not None:
         config = dataclasses.replace(config, eval_rows=rows)
     given = {k: v for k, v in solver.items() if v is not None}
@@ -69,4 +79,8 @@ def main(
         (run / f"{name}.json").write_text(json.dumps([x._asdict() for x in lines], indent=1) + "\n")
         trade.plot(lines, run / f"{name}.png", f"{run.name}: solver steps traded for perplexity")
         print(f"picture: {run / name}.png")
+    if record:
+        if given or tokens is not None or split != "test":
+            raise OptionError("--record keeps the score of the whole test text, as trained")
+        print(f"recorded: {results.record(run, config, task, lines[0])}")
     return lines

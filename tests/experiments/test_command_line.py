@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from deqjax.training import command_line, read_metrics
-from experiments import convergence, copy_memory, evaluate, language_model
+from experiments import (
+    convergence,
+    convergence_over_training,
+    copy_memory,
+    evaluate,
+    language_model,
+)
 from experiments.copy_memory import picture, results
 from experiments.copy_memory.task import evaluate as score_copies
 from experiments.copy_memory.task import held_out
@@ -162,10 +168,38 @@ def test_steps_are_traded_for_perplexity(text, tmp_path, capsys):
     folder = tmp_path / "runs" / "text"
     lines = run_evaluate(capsys, "--checkpoint", folder, "--table", "--tokens", "200")
     by_limit = {line.limit: line for line in lines}
-    assert by_limit["at most 3 steps"].steps == 3 and by_limit["tolerance 0.001"].converged == 1
+    assert by_limit["at most 3 steps"].steps == 3 and by_limit["tolerance 0.1"].converged == 1
     steps = [line.steps for line in lines if line.limit.startswith("tolerance")]
     assert steps == sorted(steps)
     assert (folder / "trade-test.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_runs_are_recorded_with_a_command_that_repeats_them(text, tmp_path, capsys, monkeypatch):
+    from experiments.language_model import results as recorded
+    from experiments.language_model import score
+
+    monkeypatch.setattr(recorded, "RECORDED", tmp_path / "recorded")
+    flags = ["--dataset", "text", "--data-dir", text, "--runs", tmp_path / "runs", *SMALL, *TINY]
+    flags += ["--cutoffs", "4", "9", "--warm-start", "--stack-steps", "1"]
+    run(language_model, *flags)
+    folder = tmp_path / "runs" / "text"
+    run_evaluate(capsys, "--checkpoint", folder, "--record")
+    row = json.loads((tmp_path / "recorded" / "text" / "row.json").read_text())
+    assert row["memory_bytes"] > 4 * 4 * row["parameters"]  # with gradients and two moments
+    assert 0 < row["non_embedding"] < row["parameters"] and row["seconds_per_step"] > 0
+    table = (tmp_path / "recorded" / "README.md").read_text()
+    assert f"{row['test_perplexity']:.1f}" in table and row["command"] in table
+
+    words = row["command"].replace("path/to/text", str(text)).split()[3:]
+    again = []
+    command_line(language_model.Config, again.append, words, language_model.recipe)
+    config = score.load(folder, None).config
+    assert recorded.command(again[0]) == row["command"] == recorded.command(config)
+    assert again[0].train.steps == 3 and again[0].cutoffs == (4, 9) and again[0].warm_start
+    with pytest.raises(SystemExit):
+        run(evaluate, "--checkpoint", folder, "--record", "--tokens", "9")
+    assert "--record keeps" in capsys.readouterr().err
 
 
 def test_the_vocabulary_is_kept_and_checked(text, tmp_path, capsys):
@@ -182,6 +216,29 @@ def test_the_vocabulary_is_kept_and_checked(text, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(evaluate, "--checkpoint", tmp_path / "nothing")
     assert "holds no run" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["deq-transformer", "trellisnet"])
+def test_convergence_is_followed_through_training(model, text, tmp_path, capsys):
+    flags = ["--dataset", "text", "--data-dir", text, "--runs", tmp_path / "runs", *SMALL, *TINY]
+    run(language_model, *flags, "--model", model, "--snapshot-every", "1")
+    folder = tmp_path / "runs" / ("text" if model == "deq-transformer" else f"text-{model}")
+    assert len(list((folder / "snapshots").iterdir())) == 3
+    flags = ["--length", "8", "20", "--rows", "2", "--max-steps", "7"]
+    run(convergence_over_training, "--run", folder, *flags)
+    found = json.loads((folder / "convergence-over-training.json").read_text())
+    assert set(found) == {"8", "20"} and set(found["8"]) == {"1", "2", "3"}
+    for lines in found["20"].values():
+        for residuals in lines.values():
+            assert residuals == sorted(residuals, reverse=True) and residuals[-1] < 0.5
+    assert (folder / "convergence-over-training.png").stat().st_size > 10_000
+
+
+def test_snapshots_are_needed_to_follow_training(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(convergence_over_training, "--run", tmp_path)
+    assert "--snapshot-every" in capsys.readouterr().err
 
 
 def test_convergence_needs_a_run(tmp_path, capsys):

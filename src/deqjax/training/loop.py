@@ -28,6 +28,7 @@ from .schedules import Plateau
 from .schedules import optimiser as make_optimiser
 from .step import Task, TrainState, make_step, new_state
 from .watch import ConvergenceWatch
+from .weights import save_weights
 
 Config = TypeVar("Config")
 
@@ -91,7 +92,9 @@ def fit(
             state, seconds = restored.tree, restored.info["seconds"]
         start = int(state.step)
         metrics = MetricsWriter.resume(directory, start, tensorboard=options.tensorboard or False)
-        session = _Session(task, options, graph, optimiser, checkpoints, metrics, seconds)
+        session = _Session(
+            directory, task, options, graph, optimiser, checkpoints, metrics, seconds
+        )
         session.watch.catch_up(read_metrics(directory))
         with metrics:
             state = session.train(state, start)
@@ -121,8 +124,8 @@ def fit(
 class _Session:
     """One call of `fit`: the compiled steps and the cadence."""
 
-    def __init__(self, task, options, graph, optimiser, checkpoints, metrics, seconds):
-        self.task, self.options, self.graph = task, options, graph
+    def __init__(self, directory, task, options, graph, optimiser, checkpoints, metrics, seconds):
+        self.directory, self.task, self.options, self.graph = directory, task, options, graph
         self.checkpoints, self.metrics = checkpoints, metrics
         self.before, self.began = seconds, time.monotonic()
         self.plateau = Plateau(options)
@@ -178,6 +181,8 @@ class _Session:
                         progress.note(news)
                     progress.update(done, **_visible(row))
                     began, tokens = time.monotonic(), 0
+                if options.snapshot_every and done % options.snapshot_every == 0:
+                    save_weights(snapshot(self.directory, done), self.model(state))
                 if done % options.checkpoint_every == 0 or last or asked:
                     self._save(state, done)
                 if asked and not last:
@@ -198,6 +203,11 @@ class _Session:
     def _save(self, state: TrainState, step: int) -> None:
         self.metrics.sync()
         self.checkpoints.save(step, state, {"seconds": round(self.seconds(), 3)})
+
+
+def snapshot(directory: Path, step: int) -> Path:
+    """Where a run in `directory` keeps its weights of that step."""
+    return directory / "snapshots" / f"{step:08d}.npz"
 
 
 def count(params: Any) -> int:

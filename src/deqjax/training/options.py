@@ -154,6 +154,8 @@ class TrainOptions:
     """steps between two evaluations on held-out data"""
     checkpoint_every: int = 100
     """steps between two checkpoints"""
+    snapshot_every: int = 0
+    """steps between two snapshots of the weights, all kept in snapshots/; 0 takes none"""
     tensorboard: bool = False
     """write TensorBoard events too (needs tensorboardX)"""
 
@@ -173,7 +175,7 @@ class TrainOptions:
             check_integer("--" + name.replace("_", "-"), getattr(self, name), least=1)
         for name in (
             *("warmup", "stack_steps", "stack_jitter", "cheap_steps", "step_jitter"),
-            *("plateau_patience", "seed"),
+            *("plateau_patience", "snapshot_every", "seed"),
         ):
             check_integer("--" + name.replace("_", "-"), getattr(self, name), least=0)
         check_integer("--stack-depth", self.stack_depth, least=1)

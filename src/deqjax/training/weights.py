@@ -20,6 +20,7 @@ def save_weights(path: Path, model: nnx.Module) -> None:
     For publishing what training has ended in. To go on training, use `Checkpoints`.
     """
     named = _named(nnx.state(model, nnx.Param))
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with open(partial, "wb") as file:
         np.savez_compressed(file, allow_pickle=False, **jax.tree.map(np.asarray, named))
