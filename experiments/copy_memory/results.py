@@ -68,11 +68,13 @@ def folders() -> list[Path]:
 
 def table() -> str:
     """The recorded runs as Markdown, read from their files."""
-    rows, checks, lengths = [], [], set()
+    rows, checks, lengths, seeds = [], [], set(), []
     for folder in folders():
         config = json.loads((folder / "config.json").read_text())
         s = json.loads((folder / SCORES).read_text())
         lengths.add(config["length"])
+        if config["model"] == "deq-transformer":
+            seeds.append(s["loss"])
         solves = "–"
         if "training_forward_steps" in s:
             solves = (
@@ -91,6 +93,12 @@ def table() -> str:
                     f"| {score['loss']:.2e} | {score['recall']:.2%} | {score['steps']:.1f} "
                     f"| {score['converged']:.1%} |"
                 )
+    spread = ""
+    if seeds:
+        spread = (
+            f"\nThe equilibrium over {len(seeds)} seeds: mean {np.mean(seeds):.2e}, "
+            f"worst {max(seeds):.2e}.\n"
+        )
     chance = ", ".join(f"{memoryless_loss(n):.4f} at T = {n}" for n in sorted(lengths))
     text = f"""# Copy memory
 
@@ -104,7 +112,7 @@ steps, and the shares that converged. Two CPU cores.
 | run | parameters | seed | test loss | recall | solves | training steps | wall time |
 |---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
-
+{spread}
 `python -m experiments.copy_memory --model MODEL --length 400 --preset paper` trains a row,
 `python -m experiments.evaluate` scores the recorded weights again. Written by
 `python -m experiments.evaluate --record`.

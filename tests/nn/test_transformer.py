@@ -266,7 +266,7 @@ def test_a_mimetic_start_looks_at_what_is_unlike_and_copies_it():
     np.testing.assert_allclose(w_q @ w_k.T, -0.5 * np.eye(WIDTH), atol=1e-6)
 
 
-def testlayer_norm():
+def test_layer_norm():
     y = 3.0 + 5.0 * normal(1, 6, 8)
     out = layer_norm(y)
     assert_close(out.mean(-1), 0.0)

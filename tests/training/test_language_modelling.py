@@ -198,3 +198,33 @@ def test_a_stack_reports_no_solves():
     assert set(task.evaluate(model)) == {"valid_perplexity", "valid_loss"}
     with pytest.raises(ValueError, match="warm start"):
         LanguageModelling(new_model, base.train, base.valid, warm_start=True).carry()
+
+
+def readers():
+    """One model of every kind of memory, with a context that holds the whole text."""
+    from deqjax.nn import CellStack, LanguageModel, LSTMLanguageModel, TransformerCell, TrellisCell
+
+    rngs, tight = nnx.Rngs(0), dict(rtol=1e-6, max_steps=200)
+    block = dict(heads=2, d_inner=8, memory_length=30, rngs=rngs)
+    layers = [TransformerCell(8, **block, injected=False) for _ in range(2)]
+    trellis = TrellisCell(8, hidden=8, memory_length=1, rngs=rngs)
+    return {
+        "deq-transformer": LanguageModel(11, TransformerCell(8, **block), rngs=rngs, **tight),
+        "deq-trellisnet": LanguageModel(11, trellis, rngs=rngs, **tight),
+        "transformer-xl": LanguageModel(11, CellStack(layers), depth=1, rngs=rngs),
+        "lstm": LSTMLanguageModel(11, width=8, hidden=8, layers=2, rngs=rngs),
+    }
+
+
+@pytest.mark.parametrize("kind", ["deq-transformer", "deq-trellisnet", "transformer-xl", "lstm"])
+def test_the_score_depends_neither_on_segments_nor_on_other_rows(kind):
+    """To 1e-5 in nats a token, at a solver tolerance of 1e-6."""
+    model = readers()[kind]
+    model.eval()
+    ids = np.random.default_rng(1).integers(0, 11, 30).astype(np.int32)
+    whole = perplexity(model, Stream(ids, 1, 30, 0)).nats
+    for segment in (5, 12):
+        assert perplexity(model, Stream(ids, 1, segment, 0)).nats == pytest.approx(whole, abs=3e-4)
+    halves = (Stream(ids[:15], 1, 5, 0), Stream(ids[15:], 1, 5, int(ids[14])))
+    apart = sum(perplexity(model, half).nats for half in halves)
+    assert perplexity(model, Stream(ids, 2, 5, 0)).nats == pytest.approx(apart, abs=3e-4)
