@@ -82,7 +82,7 @@ def copies(config: Config) -> dict[str, list[Line]]:
     """{folder: lines} of copy memory, printed as they come."""
     folders = config.weights or results.folders()
     tables = {}
-    print(f"{'':34}{'T':>6}{'n':>6}{'loss':>11}{'recall':>9}{'steps':>8}{'converged':>11}")
+    print(f"{'':40}{'T':>6}{'n':>6}{'loss':>11}{'recall':>9}{'steps':>8}{'converged':>11}")
     for folder in folders:
         options, model, _ = results.load(folder)
         pair = held_out(options.train.seed, options.test_sequences, options.length)
@@ -110,7 +110,7 @@ def show(line: Line, indent: int = 0) -> None:
         solved = f"{of.steps:>8.1f}{of.converged:>11.1%}"
     name = " " * indent + line.name
     print(
-        f"{name:34}{line.length:>6}{line.count:>6}{of.loss:>11.2e}{of.recall:>9.2%}{solved}",
+        f"{name:40}{line.length:>6}{line.count:>6}{of.loss:>11.2e}{of.recall:>9.2%}{solved}",
         flush=True,
     )
 
