@@ -1,0 +1,303 @@
+"""The paper's full-size models: how many parameters they have, and what training them takes.
+
+    python -m experiments.full_size                                       # on this machine's CPU
+    python -m experiments.full_size --target v5e                          # for a TPU; needs libtpu
+    python -m experiments.full_size --only wt103-transformer-small
+
+Models are compiled and never run, so that no memory is needed for them. Writes the tables into
+`experiments/results/full_size.md`; what this run does not measure stays in them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from deqjax.nn import DEQ, TransformerInput
+from deqjax.solvers import Anderson, Broyden, Solver
+from deqjax.training import OptionError, command_line
+from deqjax.training.configs import CONFIGS, FullSize, named
+
+Target = Literal["cpu", "v5e", "v5p"]
+SolverName = Literal["anderson", "anderson-bfloat16", "broyden"]
+TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1"}
+SOLVERS: dict[SolverName, Solver] = {
+    "anderson": Anderson(),
+    "anderson-bfloat16": Anderson(history_dtype="bfloat16"),
+    "broyden": Broyden(),
+}
+BATCH, SEGMENT, MAX_STEPS = 15, 150, 30
+FLOAT = 4  # bytes
+
+COUNTED = """\
+Training memory at {segment} positions and a batch of {batch}, without embedding and softmax. All
+arrays are float32 (a TPU multiplies them in its default precision). The forward and backward pass
+of one training step through the body is compiled and not run: a loss of the output, the sum of its
+squares, and its gradient with respect to all parameters of the body and to the embedded input.
+Dropout is on, and there is a memory of the segment before. The compiler's own plan of its buffers
+(`memory_analysis`) says what that takes:
+
+- **activations**: its temporary buffers, all that lives between the arguments and the results:
+  activations, a solver's history, normalised copies of the weights, work space.
+- **training**: these, the parameters, their gradients, and the two moments of Adam. The inputs
+  (embedded text, memory of the segment before) are in neither.
+
+An equilibrium is solved in at most {steps} steps, forward and backward, by Anderson acceleration
+with a memory of 5, the library's default, the same with that memory in bfloat16, or Broyden's
+method with a memory of 10; its gradient is the implicit one. The explicit networks keep all that
+back-propagation needs, but for the checkpointed one. The paper's figures are measured, on a GPU
+with PyTorch, and it does not say what they count. 1 GB is 10⁹ bytes."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Parameters and training memory of the paper's full-size models."""
+
+    only: tuple[str, ...] = ()
+    """models to compile, and their explicit counterparts; all if not given"""
+    target: Target = "cpu"
+    """compile for this machine's CPU, or through libtpu for a TPU chip (v5p has more memory)"""
+    solvers: tuple[SolverName, ...] = ("anderson", "anderson-bfloat16", "broyden")
+    """solvers of the equilibrium; the second one keeps its history in bfloat16"""
+    out: Path = Path("experiments/results/full_size.md")
+    """the tables"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the compiler plans for one model, in bytes."""
+
+    model: str
+    parameters: int
+    temporary: int
+    arguments: int
+    outputs: int
+    seconds: float
+
+    @property
+    def training(self) -> int:
+        """With parameters, their gradients, and two moments."""
+        return 4 * self.parameters + self.temporary
+
+
+def main(config: Config) -> None:
+    chosen = _chosen(config.only)
+    counts = {name: model.count() for name, model in CONFIGS.items()}
+    print(count_table(counts), flush=True)
+    device = _device(config.target)
+    kept = _read(config.out)
+    mine = kept.setdefault("targets", {}).setdefault(config.target, {})
+    kept["counts"] = counts
+    for name in chosen:
+        model = CONFIGS[name]
+        for solver in config.solvers if model.solves else (None,):
+            label = name if solver is None else f"{name} ({solver})"
+            print(f"{label}: compiling ...", end=" ", flush=True)
+            try:
+                measured = measure(model, None if solver is None else SOLVERS[solver], device)
+            except jax.errors.JaxRuntimeError as wrong:
+                print(_shortage(wrong), flush=True)
+                continue
+            print(f"{measured.seconds:.0f} s, {_gb(measured.temporary)} GB", flush=True)
+            mine[label] = asdict(measured) | _circumstances()
+            _write(config.out, kept)
+    print("\n" + memory_tables(kept["targets"]))
+    print(f"\nwritten: {config.out}")
+
+
+def measure(
+    model: FullSize,
+    solver: Solver | None,
+    device: Any,
+    batch: int = BATCH,
+    segment: int = SEGMENT,
+) -> Measured:
+    """Compile the forward and backward pass of the body for `device`."""
+    loss, given = training_loss(model, solver, batch, segment)
+    here = jax.sharding.SingleDeviceSharding(device)
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here), given)
+    start = time.perf_counter()
+    lowered = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*shapes)
+    analysis = lowered.compile().memory_analysis()
+    if analysis is None:
+        raise OptionError("this back end does not say how much memory a program takes")
+    return Measured(
+        model=model.name,
+        parameters=sum(FLOAT * math.prod(p.shape) for p in jax.tree.leaves(given[0])),
+        temporary=analysis.temp_size_in_bytes,
+        arguments=analysis.argument_size_in_bytes,
+        outputs=analysis.output_size_in_bytes,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def training_loss(
+    model: FullSize, solver: Solver | None, batch: int, segment: int
+) -> tuple[Callable, tuple]:
+    """loss(params, x, memory, rest), and the shapes of its arguments."""
+    solver = Anderson() if solver is None else solver  # not used
+    body: Any = nnx.eval_shape(
+        lambda: DEQ(model.cell(nnx.Rngs(0)), solver=solver, max_steps=MAX_STEPS)
+    )
+    graph, params, rest = nnx.split(body, nnx.Param, ...)
+
+    def loss(params, x, memory, rest):
+        body: Any = nnx.merge(graph, params, rest, copy=True)
+        z = body(TransformerInput(x, memory), depth=model.depth).z
+        return jnp.sum(body.cell.output(z) ** 2)
+
+    x = jax.ShapeDtypeStruct((batch, segment, model.n_in), jnp.float32)
+    memory = jax.eval_shape(lambda: body.cell.empty_memory(batch))
+    return loss, (params, x, memory, rest)
+
+
+def _device(target: Target) -> Any:
+    if target == "cpu":
+        return jax.devices("cpu")[0]
+    # No TPU is here, so there is no server that could describe it.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(TOPOLOGIES[target], platform="tpu").devices[0]
+    except Exception as wrong:
+        raise OptionError(
+            f"--target {target} needs libtpu, the one of this jax: pip install "
+            f"'jax[tpu]=={jax.__version__}' ({str(wrong).splitlines()[0]})"
+        ) from None
+
+
+def _shortage(wrong: Exception) -> str:
+    """What a compiler that gives up says, in short."""
+    found = re.search(r"Used (\S+) of (\S+) hbm", str(wrong))
+    if found is None:
+        return str(wrong)[:300]
+    return f"it needs {found[1]}, the chip has {found[2]}: take a larger --target"
+
+
+def _chosen(only: Iterable[str]) -> list[str]:
+    """Those names and the explicit counterparts of each."""
+    if not only:
+        return list(CONFIGS)
+    found: dict[str, None] = {}
+    for name in only:
+        try:
+            found |= dict.fromkeys((name, *named(name).explicit))
+        except ValueError as wrong:
+            raise OptionError(str(wrong)) from None
+    return list(found)
+
+
+# ------------------------------------------------------------------------------- tables
+
+
+def count_table(counts: dict[str, tuple[int, int]]) -> str:
+    rows = []
+    for name, (total, body) in counts.items():
+        published = CONFIGS[name].published
+        said = (published.total, published.body)
+        row = [name]
+        for ours, theirs in zip((total, body), said, strict=True):
+            row += [f"{ours / 1e6:.2f}M", "–" if theirs is None else f"{theirs:g}M"]
+            row += ["–" if theirs is None else f"{100 * (ours / 1e6 / theirs - 1):+.1f}%"]
+        rows.append(row)
+    head = ["model", "parameters", "paper", "difference", "body", "paper", "difference"]
+    return _table(head, rows)
+
+
+def memory_tables(targets: dict[str, dict[str, Any]]) -> str:
+    """For each target: what each model takes, and the ratios."""
+    parts = []
+    for target, kept in targets.items():
+        names = [f.name for f in fields(Measured)]
+        found = {label: Measured(**{n: row[n] for n in names}) for label, row in kept.items()}
+        said = next(iter(kept.values()))["circumstances"]
+        parts += [f"## {target}", "", said, "", _memory_table(found), "", _ratio_table(found), ""]
+    return "\n".join(parts)
+
+
+def _memory_table(found: dict[str, Measured]) -> str:
+    rows = []
+    for label in _in_order(found):
+        m = found[label]
+        sizes = (m.temporary, m.training, m.parameters, m.arguments, m.outputs)
+        said = CONFIGS[m.model].published.memory
+        rows.append([label, *map(_gb, sizes), f"{said:g}", f"{m.seconds:.0f} s"])
+    head = ["model", "activations", "training", "parameters", "arguments", "results", "paper"]
+    return _table([*head, "to compile"], rows)
+
+
+def _ratio_table(found: dict[str, Measured]) -> str:
+    rows = []
+    for label in _in_order(found):
+        ours = found[label]
+        for other in CONFIGS[ours.model].explicit:
+            if other not in found:
+                continue
+            theirs = found[other]
+            paper = CONFIGS[ours.model].published.memory / CONFIGS[other].published.memory
+            row = [label, other, f"{paper:.2f}"]
+            for what in ("temporary", "training"):
+                ratio = getattr(ours, what) / getattr(theirs, what)
+                row += [f"{ratio:.3f}", _verdict(ratio, paper)]
+            rows.append(row)
+    head = ["equilibrium", "explicit network", "paper", "activations", "", "training", ""]
+    return _table(head, rows)
+
+
+def _verdict(ratio: float, paper: float) -> str:
+    if ratio <= 0.5 * paper:
+        return "at most half"
+    return "at most the paper's" if ratio <= paper else "above the paper's"
+
+
+def _in_order(found: dict[str, Measured]) -> list[str]:
+    names = list(CONFIGS)
+    return sorted(found, key=lambda label: (names.index(found[label].model), label))
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.3f}"
+
+
+def _circumstances() -> dict[str, str]:
+    command = " ".join(["python -m experiments.full_size", *sys.argv[1:]])
+    today = datetime.date.today().isoformat()
+    said = f"`{command}`, {today}; Python {platform.python_version()}, jax {jax.__version__}."
+    return {"circumstances": said}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    data = path.with_suffix(".json")
+    return json.loads(data.read_text("utf-8")) if data.exists() else {}
+
+
+def _write(path: Path, kept: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+    text = ["# Full-size models", "", count_table(kept["counts"]), "", "# Training memory", ""]
+    text += [COUNTED.format(segment=SEGMENT, batch=BATCH, steps=MAX_STEPS), ""]
+    path.write_text("\n".join(text) + "\n" + memory_tables(kept["targets"]), "utf-8")
+
+
+if __name__ == "__main__":
+    command_line(Config, main)
