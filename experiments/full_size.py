@@ -151,7 +151,12 @@ def training_loss(
     """loss(params, x, memory, rest), and the shapes of its arguments."""
     solver = Anderson() if solver is None else solver  # not used
     body: Any = nnx.eval_shape(
-        lambda: DEQ(model.cell(nnx.Rngs(0)), solver=solver, max_steps=MAX_STEPS)
+        lambda: DEQ(
+            model.cell(nnx.Rngs(0)),
+            solver=solver,
+            max_steps=MAX_STEPS,
+            checkpoint=model.checkpoint,
+        )
     )
     graph, params, rest = nnx.split(body, nnx.Param, ...)
 

@@ -14,7 +14,7 @@ WIDTHS = {"tcn": 14, "lstm": 52, "gru": 60}
 STEPS = {"quick": 400, "paper": 1000}
 STACK = {"quick": 200, "paper": 900}  # the equilibrium's warm-up
 # Recurrent networks get about the time that the equilibrium takes.
-LONGER = {"tcn": 3000, "lstm": 8000, "gru": 8000, "universal-transformer": 700}
+LONGER = {"tcn": 3000, "lstm": 12000, "gru": 12000, "universal-transformer": 700}
 LEARNING_RATE = {"tcn": 2e-3, "lstm": 3e-3, "gru": 3e-3}
 
 

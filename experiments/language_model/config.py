@@ -54,8 +54,8 @@ class Config:
     depth: int = 12
     """how often universal-transformer and trellisnet apply their cell"""
     checkpoint: Literal["none", "all", "sqrt"] = "none"
-    """what back-propagation through transformer-xl keeps: all, or what lies between layers, or
-    that of every square root of layers"""
+    """what back-propagation through layers or applications keeps: everything; or (all, for
+    transformer-xl) what lies between layers; or (sqrt) the square root of those"""
     norm: Literal["post", "pre"] = "post"
     """layer norm of a transformer after or before attention and feed-forward"""
     weight_norm: bool = False
@@ -95,6 +95,8 @@ class Config:
             check_integer(f"--{name}", getattr(self, name), least=1)
         check_integer("--memory", self.memory, least=0)
         check_integer("--eval-rows", self.eval_rows, least=1)
+        if self.checkpoint == "all" and self.model != "transformer-xl":
+            raise OptionError("--checkpoint all is for transformer-xl; there is sqrt for a stack")
         if not self.solves:
             for name in ("warm_start", "learned_start"):
                 if getattr(self, name):

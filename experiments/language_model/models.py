@@ -54,6 +54,7 @@ def build(config: Config, vocabulary: int, rngs: nnx.Rngs) -> Any:
         learned_start=c.learned_start,
         rngs=rngs,
         dtype=jnp.bfloat16 if c.precision == "bfloat16" else None,
+        checkpoint="none" if c.model == "transformer-xl" else c.checkpoint,
         **c.solver.keywords(),
     )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from deqjax.training import command_line, read_metrics
 from experiments import (
@@ -49,6 +50,10 @@ def run(module, *flags):
         (["--model", "lstm", "--jacobian", "1"], "--jacobian are for deq-transformer"),
         (["--tighten"], "must not be 0"),
         (["--depth", "0"], "--depth must be an integer >= 1"),
+        (
+            ["--model", "trellisnet", "--checkpoint", "all"],
+            "--checkpoint all is for transformer-xl",
+        ),
         (["--cheap-adjoint", "exact"], "is not a known adjoint"),
         (["--cutoffs", "9000"], "a cutoff must be below vocabulary"),
         (["--dataset", "ptbb"], "did you mean 'ptb'"),
@@ -129,7 +134,7 @@ TRAINED = {
         "1",
     ],
     "universal-transformer": ["--blocks", "2", "--norm", "pre", "--schedule", "plateau"],
-    "trellisnet": ["--dropout", "0.1", "--dropout-words", "0.1"],
+    "trellisnet": ["--checkpoint", "sqrt", "--dropout", "0.1", "--dropout-words", "0.1"],
     "transformer-xl": ["--checkpoint", "sqrt", "--cutoffs", "6", "--divisor", "2"],
     "lstm": ["--optimiser", "sgd", "--temporal", "1", "--weight-drop", "0.2"],
 }
@@ -153,6 +158,21 @@ def test_every_language_model_end_to_end(model, text, tmp_path, capsys):
         with pytest.raises(SystemExit):
             run(evaluate, "--checkpoint", folder, "--rtol", "0.1")
         assert "--rtol has no effect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", ["quick", "ptb", "wikitext-2"])
+@pytest.mark.parametrize("model", TRAINED)
+def test_every_preset_fits_every_model(model, preset):
+    flags = ["--model", model, "--preset", preset]
+    found = []
+    command_line(language_model.Config, found.append, flags, language_model.recipe)
+    (config,) = found
+    assert (config.model, config.preset) == (model, preset)
+    assert config.dataset == ("python-docs" if preset == "quick" else preset)
+    for options in (config, config.solver, config.train, config.penalties):
+        options.check()
+    shapes = nnx.eval_shape(lambda: language_model.build(config, 1000, nnx.Rngs(0)))
+    assert shapes.solves == config.solves
 
 
 def run_evaluate(capsys, *flags):

@@ -409,3 +409,23 @@ def test_f_in_bfloat16_and_the_solve_in_float32():
     grads = [nnx.grad(loss)(deq)["cell"]["kernel"][...] for deq in (half, DEQ(cell, rtol=1e-6))]
     assert grads[0].dtype == jnp.float32
     np.testing.assert_allclose(*grads, atol=0.05 * float(jnp.abs(grads[1]).max()))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 8, 11])
+def test_checkpoints_change_nothing_about_a_stack(depth):
+    x = jax.random.normal(jax.random.key(3), (4, D))
+
+    def both(checkpoint):
+        deq = DEQ(Tanh(), checkpoint=checkpoint)
+
+        def loss(deq):
+            sol = deq(x, depth=depth)
+            return jnp.sum(sol.z**2), sol.stats
+
+        (value, stats), grad = nnx.value_and_grad(loss, has_aux=True)(deq)
+        return value, stats, grad["cell"]["kernel"][...]
+
+    for a, b in zip(*map(jax.tree.leaves, (both("none"), both("sqrt"))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+    with pytest.raises(ValueError, match="checkpoint must be"):
+        DEQ(Tanh(), checkpoint="some")

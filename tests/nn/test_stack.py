@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deqjax.nn import CellStack, LanguageModel, TransformerCell, TransformerInput
+from deqjax.nn import CellStack, LanguageModel, NarrowStack, TransformerCell, TransformerInput
 
 from .precision import cast
 
@@ -153,6 +153,18 @@ def test_weight_norm_starts_as_the_layer_without_it_and_keeps_the_lengths():
         assert float(jnp.abs(gradient).max()) > 1e-4
         along = (direction * gradient).sum(axis=0)
         assert float(jnp.abs(along).max()) < 1e-5 * float(jnp.abs(direction * gradient).max())
+
+
+def test_narrow_layers_project_in_and_out():
+    stack = cast(NarrowStack(cells(2, injected=False), n_in=12, rngs=nnx.Rngs(2)))
+    assert (stack.n_in, stack.d) == (12, WIDTH)
+    x = jax.random.normal(jax.random.key(1), (BATCH, TIME, 12))
+    z = x @ stack.projection[...]
+    for cell in stack.cells:
+        z = cell(z, cell.inject(TransformerInput(z)))
+    given = TransformerInput(x)
+    found = stack.output(stack(stack.initial_state(given), stack.inject(given)))
+    np.testing.assert_allclose(found, z @ stack.projection[...].T, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(

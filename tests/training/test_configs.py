@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deqjax import Anderson
-from deqjax.nn import DEQ, TransformerInput
-from deqjax.training.configs import CONFIGS, NarrowStack, Repeated, build, named
-from experiments.full_size import measure
+from deqjax.training.configs import CONFIGS, build, named
 
 EQUILIBRIA = (
     "wt103-transformer-small",
@@ -88,6 +85,7 @@ def test_in_full_size_it_goes_from_tokens_to_losses(name):
     [
         "wt103-transformer-medium-adaptive",
         "wt103-transformer-small-explicit",
+        "wt103-trellisnet-checkpointed",
         "ptb-trellisnet",
     ],
 )
@@ -103,59 +101,3 @@ def test_a_small_one_runs(name):
 
     logits = run()
     assert logits.shape == (2, 6, config.vocabulary) and np.isfinite(logits).all()
-
-
-def test_with_checkpoints_it_is_still_the_cell_again_and_again():
-    config = replace(shrunken("wt103-trellisnet-checkpointed"), dropout=0.0)
-    x = np.random.default_rng(1).normal(size=(2, 6, config.n_in)).astype(np.float32)
-    given = TransformerInput(x)
-
-    @jax.jit
-    def gradients():
-        repeated = config.cell(nnx.Rngs(0))
-        assert isinstance(repeated, Repeated) and (repeated.times, repeated.checkpoint) == (
-            4,
-            "sqrt",
-        )
-
-        def gradient(cell, depth):
-            return nnx.grad(lambda cell: (DEQ(cell)(given, depth=depth).z ** 2).sum())(cell)
-
-        return gradient(repeated, 1)["cell"], gradient(repeated.cell, 4)
-
-    for a, b in zip(*map(jax.tree.leaves, gradients()), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-        assert np.abs(b).max() > 1e-3
-
-
-def test_narrow_layers_project_in_and_out():
-    x = np.random.default_rng(1).normal(size=(2, 6, 12)).astype(np.float32)
-
-    @jax.jit
-    def both():
-        stack = shrunken("wt103-transformer-small-explicit").cell(nnx.Rngs(0, dropout=1))
-        assert isinstance(stack, NarrowStack) and (stack.n_in, stack.d) == (12, 6)
-        stack.eval()
-        z = x @ stack.projection[...]
-        for cell in stack.cells:
-            z = cell(z, cell.inject(TransformerInput(z)))
-        given = TransformerInput(x)
-        found = stack.output(stack(stack.initial_state(given), stack.inject(given)))
-        return found, z @ stack.projection[...].T
-
-    found, want = both()
-    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_an_equilibrium_takes_less_memory_than_the_layers():
-    device = jax.devices("cpu")[0]
-    small = [
-        replace(named(name), n_in=32, d=32, heads=2, inner=64)
-        for name in ("wt103-transformer-small", "wt103-transformer-small-tied")
-    ]
-    deq, tied = (
-        measure(config, Anderson() if config.solves else None, device, 4, 32) for config in small
-    )
-    assert deq.parameters == tied.parameters > 0
-    assert 0 < deq.temporary < 0.5 * tied.temporary

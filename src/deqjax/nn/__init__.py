@@ -8,6 +8,7 @@ from .language_model import LanguageModelOutput as LanguageModelOutput
 from .lstm import LSTMLanguageModel as LSTMLanguageModel
 from .recurrent import Recurrent as Recurrent
 from .stack import CellStack as CellStack
+from .stack import NarrowStack as NarrowStack
 from .tcn import TCN as TCN
 from .transformer import Memory as Memory
 from .transformer import TransformerCell as TransformerCell

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -40,6 +41,9 @@ class DEQ(nnx.Module):
         dtype: compute f in it, such as `jnp.bfloat16`, with parameters and context cast once per
             solve; z, its residuals and the solver stay in the dtype of z0. A residual cannot fall
             much below that precision, 0.004 in bfloat16: ask for no smaller rtol.
+        checkpoint: what back-propagation through a stack (`depth`) keeps: "none", everything;
+            "sqrt", the state of every √depth-th application, and the others are computed again
+            (Chen et al. 2016, arXiv 1604.06174). A solve keeps neither.
 
     Example:
         >>> import jax.numpy as jnp
@@ -69,6 +73,7 @@ class DEQ(nnx.Module):
         max_steps: int | None = None,
         batch_axis: int | None = 0,
         dtype: Any = None,
+        checkpoint: str = "none",
     ):
         # Wrong options fail here, in one sentence, and not at the first call.
         self.solver, self.adjoint = choose(
@@ -80,7 +85,9 @@ class DEQ(nnx.Module):
             max_steps=max_steps,
         )
         self.batch_axis = batch_axis
-        self.dtype = dtype
+        if checkpoint not in ("none", "sqrt"):
+            raise ValueError(f"checkpoint must be 'none' or 'sqrt', got {checkpoint!r}")
+        self.dtype, self.checkpoint = dtype, checkpoint
         self.cell = cell
 
     def __call__(
@@ -142,7 +149,8 @@ class DEQ(nnx.Module):
                 adjoint_probe=adjoint_probe,
             )
         else:
-            solution = _stack(lambda z: f(z, arrays), z0, depth, self.batch_axis)
+            apply = lambda z: f(z, arrays)
+            solution = _stack(apply, z0, depth, self.batch_axis, self.checkpoint)
         if _has_other_state(state):
             self.cell(*jax.lax.stop_gradient((solution.z, context)))
         return solution
@@ -169,14 +177,30 @@ def _has_other_state(state: PyTree) -> bool:
     return any(not isinstance(x, nnx.Param) for x in leaves)
 
 
-def _stack(f, z0: PyTree, depth: int, batch_axis: int | None) -> Solution:
+def _stack(f, z0: PyTree, depth: int, batch_axis: int | None, checkpoint: str) -> Solution:
     """f applied `depth` times to z0. Residuals are those of the last application."""
     check_integer("depth", depth, least=1)
-    z, previous = z0, z0
-    for _ in range(depth):
-        z, previous = f(z), z
+    previous = _repeated(f, z0, depth - 1, checkpoint)
+    z = f(previous)
     front, before = to_front(z, batch_axis), to_front(previous, batch_axis)
     stats = Stats.unsolved(depth, norm(subtract(front, before)), norm(front))
     if batch_axis is None:
         stats = jax.tree.map(lambda s: s[0], stats)
     return Solution(z=z, stats=stats)
+
+
+def _repeated(f, z: PyTree, times: int, checkpoint: str) -> PyTree:
+    if checkpoint == "none" or times < 2:
+        for _ in range(times):
+            z = f(z)
+        return z
+
+    # Loops and not copies of the cell: only they keep a compiler from computing groups ahead of
+    # their turn, or from keeping what it should compute again (XLA's CPU back end does both).
+    def repeat(step, z, times):
+        return jax.lax.scan(lambda z, _: (step(z), None), z, length=times)[0]
+
+    size = math.isqrt(times)
+    groups, rest = divmod(times, size)
+    z = repeat(jax.checkpoint(lambda z: repeat(f, z, size)), z, groups)
+    return repeat(jax.checkpoint(f), z, rest)

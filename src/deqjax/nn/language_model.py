@@ -61,8 +61,8 @@ class LanguageModel(nnx.Module):
             layer. The gradient of an equilibrium does not depend on where its solve began: there,
             fit `out.start` to z* (`LanguageModelling(start=)` does).
         rngs: for the parameters and, as `rngs.dropout`, the masks.
-        **options: `solver`, `adjoint`, `adjoint_solver`, `rtol`, `atol`, `max_steps`, `dtype` of
-            `DEQ`.
+        **options: `solver`, `adjoint`, `adjoint_solver`, `rtol`, `atol`, `max_steps`, `dtype`,
+            `checkpoint` of `DEQ`.
     """
 
     def __init__(

@@ -140,3 +140,44 @@ class CellStack(nnx.Module):
         n = len(self.cells)
         size = {"none": n, "all": 1, "sqrt": math.ceil(math.sqrt(n))}[self.checkpoint]
         return [range(i, min(i + size, n)) for i in range(0, n, size)]
+
+
+class NarrowStack(CellStack):
+    """Layers narrower than the embedding: x P goes in, and z Pᵀ comes out.
+
+    Args:
+        cells, checkpoint: those of `CellStack`.
+        n_in: width of the embedded input.
+        rngs: for P, (n_in, d).
+    """
+
+    def __init__(
+        self,
+        cells: Sequence[TransformerCell],
+        *,
+        n_in: int,
+        checkpoint: Checkpoint = "none",
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(cells, checkpoint=checkpoint)
+        init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
+        self.projection = nnx.Param(init(rngs.params(), (n_in, self.d)))
+
+    @property
+    def n_in(self) -> int:
+        return self.projection.shape[0]
+
+    def output(self, z: jax.Array) -> jax.Array:
+        return z @ self.projection[...].T
+
+    def initial_state(self, given: TransformerInput) -> jax.Array:
+        return super().initial_state(self._narrow(given))
+
+    def inject(self, given: TransformerInput) -> Any:
+        return super().inject(self._narrow(given))
+
+    def remember(self, given: TransformerInput, z: jax.Array, context: Any) -> Any:
+        return super().remember(self._narrow(given), z, context)
+
+    def _narrow(self, given: TransformerInput) -> TransformerInput:
+        return given._replace(x=given.x @ self.projection[...])

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from .._errors import suggest
@@ -17,9 +15,8 @@ from ..nn import (
     AdaptiveSoftmax,
     CellStack,
     LanguageModel,
-    Memory,
+    NarrowStack,
     TransformerCell,
-    TransformerInput,
     TrellisCell,
 )
 
@@ -97,14 +94,12 @@ class FullSize:
     @property
     def depth(self) -> int | None:
         """How often `cell` is applied, as `LanguageModel` and `DEQ` take it; None solves."""
-        return None if self.layers is None else 1
+        return self.layers if self.tied or self.layers is None else 1
 
     def cell(self, rngs: nnx.Rngs) -> Any:
         """The body: all that lies between embedding and softmax."""
-        if self.layers is None:
+        if self.layers is None or self.tied:
             return self._block(rngs)
-        if self.tied:
-            return Repeated(self._block(rngs), self.layers, checkpoint=self.checkpoint)
         cells = [self._block(rngs, injected=False) for _ in range(self.layers)]
         if self.n_in == self.d:
             return CellStack(cells, checkpoint=self.checkpoint)
@@ -129,6 +124,7 @@ class FullSize:
             dropout=(self.dropout_in, self.dropout_out),
             dropout_words=self.dropout_words,
             depth=self.depth,
+            checkpoint=self.checkpoint,
             softmax=softmax,
             rngs=rngs,
             **options,
@@ -169,101 +165,6 @@ def named(name: str) -> FullSize:
     if name not in CONFIGS:
         raise ValueError(f"{name!r} is not a full-size configuration{suggest(name, CONFIGS)}")
     return CONFIGS[name]
-
-
-class Repeated(nnx.Module):
-    """A cell applied `times` times, as one cell: a weight-tied network, for `depth=1`.
-
-    checkpoint="sqrt" keeps the state of every √times-th application, or as close to that as divides
-    `times`, and computes the others again (Chen et al. 2016, arXiv 1604.06174).
-    """
-
-    def __init__(self, cell: Any, times: int, *, checkpoint: Checkpoint = "none"):
-        self.cell, self.times, self.checkpoint = cell, times, checkpoint
-
-    @property
-    def d(self) -> int:
-        return self.cell.d
-
-    @property
-    def n_in(self) -> int:
-        return self.cell.n_in
-
-    @property
-    def memory_length(self) -> int:
-        return self.cell.memory_length
-
-    def initial_state(self, given: TransformerInput) -> jax.Array:
-        return self.cell.initial_state(given)
-
-    def inject(self, given: TransformerInput) -> Any:
-        return self.cell.inject(given)
-
-    def __call__(self, z: jax.Array, context: Any) -> jax.Array:
-        if self.checkpoint == "none":
-            for _ in range(self.times):
-                z = self.cell(z, context)
-            return z
-
-        # Loops and not copies of the cell: only they keep a compiler from computing groups ahead of
-        # their turn, or from keeping what it should compute again (XLA's CPU back end does both).
-        def repeat(step, z, times):
-            return jax.lax.scan(lambda z, _: (step(z), None), z, length=times)[0]
-
-        n = self.times
-        group = max(k for k in range(1, math.isqrt(n) + 1) if n % k == 0)
-        several = lambda z: repeat(lambda z: self.cell(z, context), z, group)
-        return repeat(jax.checkpoint(several), z, n // group)
-
-    def output(self, z: jax.Array) -> jax.Array:
-        return self.cell.output(z)
-
-    def remember(self, given: TransformerInput, z: jax.Array, context: Any = None) -> Memory:
-        return self.cell.remember(given, z, context)
-
-    def empty_memory(self, batch: int, dtype: Any = jnp.float32) -> Memory:
-        return self.cell.empty_memory(batch, dtype)
-
-
-class NarrowStack(CellStack):
-    """Layers narrower than the embedding: x P goes in, and z Pᵀ comes out.
-
-    Args:
-        cells, checkpoint: those of `CellStack`.
-        n_in: width of the embedded input.
-        rngs: for P, (n_in, d).
-    """
-
-    def __init__(
-        self,
-        cells: Sequence[TransformerCell],
-        *,
-        n_in: int,
-        checkpoint: Checkpoint = "none",
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(cells, checkpoint=checkpoint)
-        init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
-        self.projection = nnx.Param(init(rngs.params(), (n_in, self.d)))
-
-    @property
-    def n_in(self) -> int:
-        return self.projection.shape[0]
-
-    def output(self, z: jax.Array) -> jax.Array:
-        return z @ self.projection[...].T
-
-    def initial_state(self, given: TransformerInput) -> jax.Array:
-        return super().initial_state(self._narrow(given))
-
-    def inject(self, given: TransformerInput) -> Any:
-        return super().inject(self._narrow(given))
-
-    def remember(self, given: TransformerInput, z: jax.Array, context: Any) -> Any:
-        return super().remember(self._narrow(given), z, context)
-
-    def _narrow(self, given: TransformerInput) -> TransformerInput:
-        return given._replace(x=given.x @ self.projection[...])
 
 
 def _parameters(module: nnx.Module) -> int:
