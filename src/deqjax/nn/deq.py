@@ -180,8 +180,8 @@ def _has_other_state(state: PyTree) -> bool:
 def _stack(f, z0: PyTree, depth: int, batch_axis: int | None, checkpoint: str) -> Solution:
     """f applied `depth` times to z0. Residuals are those of the last application."""
     check_integer("depth", depth, least=1)
-    previous = _repeated(f, z0, depth - 1, checkpoint)
-    z = f(previous)
+    step = lambda pair: (f(pair[0]), pair[0])
+    z, previous = _repeated(step, (z0, z0), depth, checkpoint)
     front, before = to_front(z, batch_axis), to_front(previous, batch_axis)
     stats = Stats.unsolved(depth, norm(subtract(front, before)), norm(front))
     if batch_axis is None:
@@ -189,18 +189,20 @@ def _stack(f, z0: PyTree, depth: int, batch_axis: int | None, checkpoint: str) -
     return Solution(z=z, stats=stats)
 
 
-def _repeated(f, z: PyTree, times: int, checkpoint: str) -> PyTree:
-    if checkpoint == "none" or times < 2:
+def _repeated(step, carry: PyTree, times: int, checkpoint: str) -> PyTree:
+    if checkpoint == "none":
         for _ in range(times):
-            z = f(z)
-        return z
+            carry = step(carry)
+        return carry
 
     # Loops and not copies of the cell: only they keep a compiler from computing groups ahead of
     # their turn, or from keeping what it should compute again (XLA's CPU back end does both).
-    def repeat(step, z, times):
-        return jax.lax.scan(lambda z, _: (step(z), None), z, length=times)[0]
+    def repeat(step, carry, times):
+        return jax.lax.scan(lambda carry, _: (step(carry), None), carry, length=times)[0]
 
-    size = math.isqrt(times)
+    root = math.isqrt(times)
+    # Groups of a size that comes out even, if one near the root does.
+    size = next((k for k in range(root, root // 2, -1) if times % k == 0), root)
     groups, rest = divmod(times, size)
-    z = repeat(jax.checkpoint(lambda z: repeat(f, z, size)), z, groups)
-    return repeat(jax.checkpoint(f), z, rest)
+    carry = repeat(jax.checkpoint(lambda carry: repeat(step, carry, size)), carry, groups)
+    return repeat(jax.checkpoint(step), carry, rest) if rest else carry
