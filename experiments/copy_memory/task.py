@@ -17,7 +17,7 @@ from deqjax._errors import check_tolerance
 from deqjax.adjoints import as_adjoint
 from deqjax.data import copy_memory
 from deqjax.regularization import jacobian_penalty
-from deqjax.training import OptionError, SolverOptions, TrainOptions, checked
+from deqjax.training import OptionError, SolverOptions, Task, TrainOptions, checked, draw_rows
 
 from . import models
 
@@ -95,7 +95,7 @@ class Score(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CopyMemory:
+class CopyMemory(Task):
     """Cross-entropy over all positions, and recall accuracy over the last ten."""
 
     config: Config
@@ -105,25 +105,22 @@ class CopyMemory:
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         return models.build(self.config, rngs)
 
-    def carry(self):
-        return ()
-
-    def batch(self, index: int) -> Pair:
+    def batch(self, index: int, rows: slice = slice(None)) -> Pair:
         size = self.config.train.batch_size
         epoch, position = divmod(index * size, len(self.train.inputs) // size * size)
         order = np.random.default_rng((self.config.train.seed, epoch))
         chosen = order.permutation(len(self.train.inputs))[position : position + size]
-        return self.train.rows(chosen)
+        return self.train.rows(chosen[rows])
 
     @property
     def solves(self) -> bool:
         return self.config.model == "deq-transformer"
 
-    def probe(self, phase):
+    def probe(self, phase, rows):
         adjoint = phase.adjoint or self.config.solver.adjoint
         if not self.solves or as_adjoint(adjoint).differentiates_loop:
             return None
-        return adjoint_probe(self.config.train.batch_size)
+        return adjoint_probe(rows)
 
     def loss(self, model, carry, batch, *, step, phase, probe):
         options: dict[str, Any] = {}
@@ -150,8 +147,10 @@ class CopyMemory:
     def _starts(self, step: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Noise for a share of the sequences, zeros for the others."""
         which, noise = jax.random.split(jax.random.fold_in(jax.random.key(1), step))
-        drawn = jax.random.bernoulli(which, self.config.random_starts, (shape[0], 1, 1))
-        return jnp.where(drawn, jax.random.normal(noise, shape), 0.0)
+        n, *each = shape
+        share = self.config.random_starts
+        drawn = draw_rows(lambda key: jax.random.bernoulli(key, share, (1, 1)), which, n)
+        return jnp.where(drawn, draw_rows(lambda key: jax.random.normal(key, each), noise, n), 0.0)
 
     def evaluate(self, model) -> dict[str, float]:
         held_out = self.test.rows(slice(self.config.valid_sequences))

@@ -12,6 +12,7 @@ from jax import lax
 
 from ._errors import check_fraction, check_integer
 from ._fixed_point import fixed_point
+from ._rows import draw_rows
 from ._state import dot, from_front, to_front
 from .adjoints import Adjoint
 from .solvers import Solver
@@ -187,15 +188,16 @@ def fixed_point_correction(
 
 
 def _signs(key: jax.Array, z: PyTree) -> PyTree:
-    """Independent ±1 like z; a complex entry counts as two numbers."""
+    """Independent ±1 like z, samples first; a complex entry counts as two numbers."""
     leaves, treedef = jax.tree.flatten(z)
     keys = jax.random.split(key, 2 * len(leaves))
 
     def leaf(x, key, imaginary):
         real = jnp.finfo(x.dtype).dtype
-        v = jax.random.rademacher(key, x.shape, real)
+        signs = lambda key: jax.random.rademacher(key, x.shape[1:], real)
+        v = draw_rows(signs, key, x.shape[0])
         if jnp.iscomplexobj(x):
-            v = lax.complex(v, jax.random.rademacher(imaginary, x.shape, real))
+            v = lax.complex(v, draw_rows(signs, imaginary, x.shape[0]))
         return v
 
     drawn = [leaf(x, keys[2 * i], keys[2 * i + 1]) for i, x in enumerate(leaves)]

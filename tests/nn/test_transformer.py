@@ -179,6 +179,12 @@ def test_relative_shift_against_a_loop(length):
             np.testing.assert_array_equal(shifted[:, i, j], scores[:, i, keys - 1 - distance])
 
 
+def parted(y):
+    """q, k and v, (..., WIDTH) each, of (..., 3 · WIDTH) in the order of the heads."""
+    y = np.asarray(y).reshape(*y.shape[:-1], HEADS, 3, WIDTH // HEADS)
+    return (y[..., i, :].reshape(*y.shape[:-3], WIDTH) for i in range(3))
+
+
 def explicit_attention(cell, z, x, memory):
     """One query, one head, one key at a time, from the definition."""
     w = {name: np.asarray(getattr(cell, name).kernel[...]) for name in ("qkv", "inject_qkv")}
@@ -195,7 +201,7 @@ def explicit_attention(cell, z, x, memory):
     for b in range(BATCH):
         both = np.concatenate([memory.z[b], z[b]])
         injection = np.concatenate([memory.injection[b], x[b] @ w["inject_qkv"]])
-        q, k, v = np.split(both @ w["qkv"] + injection, 3, axis=-1)
+        q, k, v = parted(both @ w["qkv"] + injection)
         for i in range(TIME):
             me = MEMORY + i
             first = 0 if memory.valid[b].all() else MEMORY
@@ -244,7 +250,8 @@ def test_attention_weights_are_what_the_cell_attends_with():
     assert weights.shape == (BATCH, HEADS, TIME, TIME)
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-12)
     assert not np.triu(weights, 1).any()
-    v = (cell.qkv(z) + context.injection)[..., 2 * WIDTH :].reshape(BATCH, TIME, HEADS, -1)
+    _, _, v = parted(cell.qkv(z) + context.injection)
+    v = v.reshape(BATCH, TIME, HEADS, -1)
     attended = jnp.einsum("bhij,bjhd->bihd", weights, v).reshape(z.shape)
     np.testing.assert_allclose(cell.out(attended), cell._attention(z, context), rtol=1e-12)
 
@@ -257,12 +264,11 @@ def test_a_mimetic_start_looks_at_what_is_unlike_and_copies_it():
     weights = cell.attention_weights(0 * x, context)
     seen = cell._attention(0 * x, context)
     # One head's part of the value is moved with that head's weights, and rotated back.
-    value = cell.inject_qkv.kernel[...][:, 2 * WIDTH :]
+    w_q, w_k, value = parted(cell.inject_qkv.kernel[...])
     parts = (x @ value).reshape(BATCH, TIME, HEADS, -1)
     copied = jnp.einsum("bhij,bjhd->bihd", weights, parts).reshape(x.shape) @ value.T
     np.testing.assert_allclose(seen, copied, atol=1e-6)
     np.testing.assert_allclose(value @ cell.out.kernel[...], np.eye(WIDTH), atol=1e-6)
-    w_q, w_k, _ = jnp.split(cell.inject_qkv.kernel[...], 3, axis=1)
     np.testing.assert_allclose(w_q @ w_k.T, -0.5 * np.eye(WIDTH), atol=1e-6)
 
 

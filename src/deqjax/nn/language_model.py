@@ -14,7 +14,9 @@ from .._errors import check_integer
 from .._solution import Solution, Stats
 from ..adjoints import Adjoint
 from .adaptive import AdaptiveSoftmax
+from .axes import axes
 from .deq import DEQ
+from .dropout import VariationalDropout
 from .transformer import TransformerInput, layer_norm
 
 
@@ -92,8 +94,9 @@ class LanguageModel(nnx.Module):
         d = cell.n_in
         init = nnx.initializers.normal(1 / math.sqrt(d))
         if softmax is None:
-            self.embedding = nnx.Param(init(rngs.params(), (vocabulary, d)))
-            self.bias = nnx.Param(jnp.zeros((vocabulary,)))
+            table = init(rngs.params(), (vocabulary, d))
+            self.embedding = nnx.Param(table, **axes("vocabulary", "embed"))
+            self.bias = nnx.Param(jnp.zeros((vocabulary,)), **axes("vocabulary"))
         elif (softmax.embedding.vocabulary, softmax.embedding.d) != (vocabulary, d):
             raise ValueError(
                 f"the softmax must be of {vocabulary} tokens and width {d}, not of "
@@ -102,8 +105,8 @@ class LanguageModel(nnx.Module):
         self.softmax = softmax
         self.deq = DEQ(cell, **options)
         self.start = nnx.Linear(d, cell.d, rngs=rngs) if learned_start else None
-        self.drop_in = nnx.Dropout(drop_in, broadcast_dims=(1,), rngs=rngs)
-        self.drop_out = nnx.Dropout(drop_out, broadcast_dims=(1,), rngs=rngs)
+        self.drop_in = VariationalDropout(drop_in, rngs=rngs)
+        self.drop_out = VariationalDropout(drop_out, rngs=rngs)
         words = nnx.Dropout(dropout_words, broadcast_dims=(1,), rngs=rngs)
         self.drop_words = words if dropout_words else None
 

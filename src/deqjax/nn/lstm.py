@@ -12,7 +12,8 @@ import optax
 from flax import nnx
 
 from .._errors import check_integer
-from .dropout import masked, variational_mask
+from .axes import axes
+from .dropout import masked, row_masks, variational_mask
 from .language_model import LanguageModelOutput
 from .transformer import Memory
 
@@ -117,8 +118,8 @@ class LSTMLanguageModel(nnx.Module):
         self.deterministic = False
 
         table = nnx.initializers.normal(1 / math.sqrt(width))(rngs.params(), (vocabulary, width))
-        self.embedding = nnx.Param(table)
-        self.bias = nnx.Param(jnp.zeros((vocabulary,), table.dtype))
+        self.embedding = nnx.Param(table, **axes("vocabulary", "embed"))
+        self.bias = nnx.Param(jnp.zeros((vocabulary,), table.dtype), **axes("vocabulary"))
         self.cells = nnx.List(
             nnx.OptimizedLSTMCell(n_in, n_out, param_dtype=table.dtype, rngs=rngs)
             for n_in, n_out in zip((width, *self.widths), self.widths, strict=False)
@@ -135,17 +136,17 @@ class LSTMLanguageModel(nnx.Module):
         """New masks of dropout; none in eval mode."""
         rngs = None if self.deterministic else self.rngs
 
-        def draw(rate, *shape):
-            if rngs is None or not rate:
-                return None
-            return variational_mask(rngs.dropout(), rate, shape)
+        def draw(rate, *shape, of=row_masks):
+            return None if rngs is None or not rate else of(rngs.dropout(), rate, shape)
 
         rates = (*(self.dropout_hidden,) * (len(self.widths) - 1), self.dropout_output)
         return LSTMMasks(
-            words=draw(self.dropout_embedding, self.vocabulary, 1),
+            words=draw(self.dropout_embedding, self.vocabulary, 1, of=variational_mask),
             input=draw(self.dropout_input, batch, 1, self.width),
             outputs=tuple(draw(r, batch, 1, n) for r, n in zip(rates, self.widths, strict=True)),
-            recurrent=tuple(draw(self.weight_drop, n, 4 * n) for n in self.widths),
+            recurrent=tuple(
+                draw(self.weight_drop, n, 4 * n, of=variational_mask) for n in self.widths
+            ),
         )
 
     def __call__(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .._errors import check_integer
+from .dropout import VariationalDropout
 from .language_model import LanguageModelOutput
 
 
@@ -68,7 +69,7 @@ class _Block(nnx.Module):
     def __init__(self, channels: int, taps: int, dilation: int, dropout: float, rngs: nnx.Rngs):
         self.first = _Convolution(channels, taps, dilation, rngs)
         self.second = _Convolution(channels, taps, dilation, rngs)
-        self.dropout = nnx.Dropout(dropout, broadcast_dims=(1,), rngs=rngs)
+        self.dropout = VariationalDropout(dropout, rngs=rngs)
 
     def __call__(self, y: jax.Array) -> jax.Array:
         out = self.dropout(nnx.relu(self.first(y)))

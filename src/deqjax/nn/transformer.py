@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .dropout import masked, variational_mask
+from .axes import axes
+from .dropout import masked, row_masks
 from .weight_norm import WeightNormLinear, affine, weight
 
 PyTree = Any
@@ -20,7 +21,7 @@ class Memory(NamedTuple):
 
     Attributes:
         z: their equilibrium, (batch, memory, d).
-        injection: their injected q, k, v, (batch, memory, 3d).
+        injection: their injected q, k, v, (batch, memory, 3d), as `TransformerCell` orders them.
         valid: (batch, memory) bool, False where there is nothing yet: the stream has just begun.
     """
 
@@ -67,7 +68,7 @@ class TransformerContext(NamedTuple):
     """All that one block needs besides z, computed once per solve."""
 
     injection: jax.Array | None  # (batch, time, 3d)
-    key_value: jax.Array  # (batch, memory, 2d): keys and values of the memory
+    key_value: jax.Array  # (batch, memory, heads, 2, d / heads): keys and values of the memory
     position: jax.Array  # (memory + time, d): keys of the relative positions, furthest first
     allowed: jax.Array  # (batch or 1, 1, time, memory + time) bool
     masks: Masks
@@ -137,30 +138,41 @@ class TransformerCell(nnx.Module):
         self.deterministic = False
         self.rngs = rngs.fork() if dropout else None
 
+        sizes = dict(embed=d, heads=d, inner=d_inner, qkv=3 * d)
+
         def linear(n_in, n_out, bias=False, gain=1.0):
             init = nnx.initializers.variance_scaling(gain**2, "fan_in", "normal")
             kind = WeightNormLinear if weight_norm else nnx.Linear
-            return kind(n_in, n_out, use_bias=bias, kernel_init=init, rngs=rngs)
+            names = ["heads" if name == "qkv" else name for name in (n_in, n_out)]
+            return kind(
+                sizes[n_in],
+                sizes[n_out],
+                use_bias=bias,
+                kernel_init=init,
+                kernel_metadata=axes(*names),
+                bias_metadata=axes(names[1]),
+                rngs=rngs,
+            )
 
         # What comes from z starts smaller than what comes from x: the trained cell then needs
         # fewer solver steps and learns faster (measured in docs/design.md).
-        self.qkv = linear(d, 3 * d, gain=0.25 if injected else 1.0)
+        self.qkv = linear("embed", "qkv", gain=0.25 if injected else 1.0)
         if injected:
-            self.inject_qkv = linear(d, 3 * d)
-        self.position = linear(d, d)
-        self.out = linear(d, d)
-        self.up = linear(d, d_inner, bias=True)
-        self.down = linear(d_inner, d, bias=True, gain=0.5)
+            self.inject_qkv = linear("embed", "qkv")
+        self.position = linear("embed", "heads")
+        self.out = linear("heads", "embed")
+        self.up = linear("embed", "inner", bias=True)
+        self.down = linear("inner", "embed", bias=True, gain=0.5)
         if mimetic:
             kernel = self.inject_qkv.kernel[...]
             look, value = (
                 nnx.initializers.orthogonal()(rngs.params(), (d, d), kernel.dtype) for _ in range(2)
             )
             look = look * math.sqrt(0.5)
-            self.inject_qkv.kernel[...] = jnp.concatenate([look, -look, value], axis=1)
+            self.inject_qkv.kernel[...] = interleaved(look, -look, value, heads=heads)
             self.out.kernel[...] = value.T
-        self.content_bias = nnx.Param(jnp.zeros((d,)))
-        self.position_bias = nnx.Param(jnp.zeros((d,)))
+        self.content_bias = nnx.Param(jnp.zeros((d,)), **axes("heads"))
+        self.position_bias = nnx.Param(jnp.zeros((d,)), **axes("heads"))
 
     @property
     def n_in(self) -> int:
@@ -181,7 +193,7 @@ class TransformerCell(nnx.Module):
         sizes = (self.d, self.d_inner, self.d)
         shapes = [(batch, 1, n) for n in sizes]
         return Masks(
-            *(variational_mask(self.rngs.dropout(), self.dropout, shape) for shape in shapes)
+            *(row_masks(self.rngs.dropout(), self.dropout, shape) for shape in shapes)
         )
 
     def inject(self, given: TransformerInput, masks: Masks | None = None) -> TransformerContext:
@@ -191,12 +203,13 @@ class TransformerCell(nnx.Module):
         length = 0 if memory is None else memory.z.shape[1]
         injection = self.inject_qkv(x) if self.injected else None
         weights = self._weights()
-        key_value = jnp.zeros((batch, 0, 2 * d), x.dtype)
+        key_value = self._of_heads(jnp.zeros((batch, 0, 2 * d), x.dtype), 2)
         allowed = _causal(time, length)
         if memory is not None:
-            key_value = self._before(memory.z) @ weights.qkv[:, d:]
+            w = self._of_heads(weights.qkv, 3)[:, :, 1:].reshape(d, 2 * d)
+            key_value = self._of_heads(self._before(memory.z) @ w, 2)
             if self.injected:
-                key_value += memory.injection[..., d:]
+                key_value += self._of_heads(memory.injection, 3)[:, :, :, 1:]
             seen = jnp.concatenate([memory.valid, jnp.ones((batch, time), bool)], axis=1)
             allowed = allowed & seen[:, None, None, :]
         position = self.position(_sinusoid(length + time, d).astype(x.dtype))
@@ -250,12 +263,14 @@ class TransformerCell(nnx.Module):
         qkv = self._before(z) @ (context.weights or self._weights()).qkv
         if self.injected:
             qkv += context.injection
-        q, key_value = qkv[..., : self.d], qkv[..., self.d :]
+        qkv = self._of_heads(qkv, 3)
+        q, key_value = qkv[:, :, :, 0], qkv[:, :, :, 1:]
         key_value = jnp.concatenate([context.key_value, key_value], axis=1)
-        k, v = jnp.split(key_value, 2, axis=-1)
-        content = self._heads(q + self.content_bias[...])
-        relative = self._heads(q + self.position_bias[...])
-        k, v, r = self._heads(k), self._heads(v), self._heads(context.position)
+        k, v = key_value[:, :, :, 0], key_value[:, :, :, 1]
+        content, relative = (
+            q + self._of_heads(bias[...], 1)[:, 0] for bias in (self.content_bias, self.position_bias)
+        )
+        r = self._of_heads(context.position, 1)[:, :, 0]
         scores = jnp.einsum("bihd,bjhd->bhij", content, k)
         scores += _shift(jnp.einsum("bihd,jhd->bhij", relative, r))
         scores = scores / math.sqrt(self.d // self.heads)
@@ -274,8 +289,16 @@ class TransformerCell(nnx.Module):
         """What a part of the block leaves of it."""
         return layer_norm(z) if self.norm == "post" else z
 
-    def _heads(self, x):
-        return x.reshape(*x.shape[:-1], self.heads, self.d // self.heads)
+    def _of_heads(self, x, parts):
+        """(..., parts · d) as (..., heads, parts, d / heads)."""
+        return x.reshape(*x.shape[:-1], self.heads, parts, self.d // self.heads)
+
+
+def interleaved(*parts: jax.Array, heads: int) -> jax.Array:
+    """Matrices (n, d) of q, k and v side by side, (n, 3d), as `TransformerCell` orders them: the q,
+    k and v of the first head, then those of the second. A mesh that cuts the heads cuts this."""
+    n = parts[0].shape[0]
+    return jnp.stack([p.reshape(n, heads, -1) for p in parts], axis=2).reshape(n, -1)
 
 
 def layer_norm(y: jax.Array, epsilon: float = 1e-5) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .._errors import check_integer
-from .dropout import masked, variational_mask
+from .dropout import masked, row_masks, variational_mask
 from .transformer import Memory, TransformerInput
 from .weight_norm import WeightNormLinear, weight
 
@@ -138,7 +138,7 @@ class TrellisCell(nnx.Module):
         mask, w = None, weight(self.convolution) if self.weight_norm else None
         if self.rngs is not None and not self.deterministic:
             if self.dropout:
-                mask = variational_mask(self.rngs.dropout(), self.dropout, (batch, 1, self.hidden))
+                mask = row_masks(self.rngs.dropout(), self.dropout, (batch, 1, self.hidden))
             if self.weight_drop:
                 w = weight(self.convolution) if w is None else w
                 w = masked(variational_mask(self.rngs.dropout(), self.weight_drop, w.shape), w)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from .axes import axes
+
 
 class WeightNormLinear(nnx.Linear):
     """y = W x + b with W's columns w = g v / ‖v‖ (Salimans and Kingma 2016, arXiv 1602.07868).
@@ -26,7 +28,9 @@ class WeightNormLinear(nnx.Linear):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.scale = nnx.Param(_lengths(self.kernel[...]))
+        names = self.kernel.get_metadata().get("out_sharding")
+        named = {} if names is None else axes(names[1])
+        self.scale = nnx.Param(_lengths(self.kernel[...]), **named)
 
     @property
     def weight(self) -> jax.Array:

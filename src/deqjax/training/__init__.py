@@ -1,5 +1,6 @@
 """Training: a pure step, a loop that survives being killed, and what a run leaves behind."""
 
+from .._rows import draw_rows as draw_rows
 from .checkpoints import Checkpoints as Checkpoints
 from .curves import plot_curves as plot_curves
 from .language_modelling import LanguageModelling as LanguageModelling
@@ -19,6 +20,7 @@ from .options import SolverOptions as SolverOptions
 from .options import TrainOptions as TrainOptions
 from .options import checked as checked
 from .options import command_line as command_line
+from .parallel import Parallel as Parallel
 from .progress import Progress as Progress
 from .schedules import Plateau as Plateau
 from .step import Task as Task

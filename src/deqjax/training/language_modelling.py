@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from .._closure import vary_with
 from .._fixed_point import adjoint_probe
 from .._solution import Stats
 from ..adjoints import as_adjoint
@@ -20,6 +21,7 @@ from ..data import Batch, Stream
 from ..nn import Memory, forget
 from ..regularization import jacobian_penalty
 from .options import PenaltyOptions, Phase
+from .step import Task
 
 PyTree = Any
 
@@ -63,7 +65,7 @@ class Score(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LanguageModelling:
+class LanguageModelling(Task):
     """Next-token prediction over contiguous streams, memory carried from segment to segment.
 
     Attributes:
@@ -108,14 +110,17 @@ class LanguageModelling:
         one = lambda: jnp.ones(())
         return Carry(memory, z, Pressure(one(), one()) if self.penalties.tighten else None)
 
-    def batch(self, index: int) -> Batch:
-        batch = self.train[index]
+    def batch(self, index: int, rows: slice = slice(None)) -> Batch:
+        batch = self._rows_of(rows)[index]
         return batch._replace(fresh=np.asarray(batch.fresh))
 
-    def probe(self, phase: Phase) -> Stats | None:
+    def _rows_of(self, rows: slice) -> Stream:
+        return self.train if rows == slice(None) else replace(self.train, rows=rows)
+
+    def probe(self, phase: Phase, rows: int) -> Stats | None:
         if not self.solves or as_adjoint(phase.adjoint or self.adjoint).differentiates_loop:
             return None
-        return adjoint_probe(self.train.batch_size)
+        return adjoint_probe(rows)
 
     def loss(self, model, carry, batch, *, step, phase, probe):
         memory = forget(carry.memory, batch.fresh)
@@ -128,7 +133,7 @@ class LanguageModelling:
         out = model(batch.inputs, memory, targets=batch.targets, **options)
         tokens = jnp.maximum(batch.weights.sum(), 1)
         nats = jnp.sum(out.nats * batch.weights) / tokens
-        metrics: dict[str, Any] = {"perplexity": jnp.exp(jnp.minimum(nats, 80.0))}
+        metrics: dict[str, Any] = {"nats": nats}
         loss = nats + self._of_output(out)
         carry = carry._replace(memory=out.memory)
         if self.solves:
@@ -142,13 +147,21 @@ class LanguageModelling:
                 factor = 1.0 if carry.pressure is None else carry.pressure.factor
                 metrics["jacobian"], weight = self._of_jacobian(model, out, step)
                 loss += metrics["jacobian"] * weight * factor
-            if carry.pressure is not None and phase.depth is None:
-                pressure = carry.pressure.after(stats.converged.mean())
-                metrics["pressure"] = pressure.factor
-                carry = carry._replace(pressure=pressure)
             if self.warm_start:
                 carry = carry._replace(z=jax.lax.stop_gradient(out.solution.z))
         return loss, (carry, metrics)
+
+    def weight(self, batch):
+        return batch.weights.sum()
+
+    def after(self, carry, metrics, phase):
+        nats = jnp.minimum(metrics.pop("nats"), 80.0)
+        metrics["perplexity"] = jnp.exp(nats)
+        if carry.pressure is not None and phase.depth is None:
+            pressure = carry.pressure.after(metrics["converged"])
+            metrics["pressure"] = pressure.factor
+            carry = carry._replace(pressure=pressure)
+        return carry, metrics
 
     def _of_output(self, out) -> jax.Array | float:
         """Activation regularisation (Merity, McCann and Socher 2017, arXiv 1708.01009)."""
@@ -169,7 +182,8 @@ class LanguageModelling:
             return jacobian_penalty(f, z, key=probe, batch_axis=0)
 
         paid = jax.random.bernoulli(draw, p.jacobian_share)
-        value = jax.lax.cond(paid, penalty, lambda z: jnp.zeros(()), out.solution.z)
+        zero = lambda z: vary_with(jnp.zeros(()), z)
+        value = jax.lax.cond(paid, penalty, zero, out.solution.z)
         return value, p.jacobian + p.jacobian_growth * (step // p.jacobian_every)
 
     def evaluate(self, model: Any) -> dict[str, float]:

@@ -22,7 +22,9 @@ from flax import nnx
 from .checkpoints import Checkpoints
 from .curves import plot_curves
 from .metrics import MetricsWriter, read_metrics
-from .options import OptionError, TrainOptions
+from .options import OptionError, Phase, TrainOptions
+from .parallel import Parallel
+from .prefetch import Prefetch
 from .progress import Progress
 from .schedules import Plateau
 from .schedules import optimiser as make_optimiser
@@ -83,9 +85,10 @@ def fit(
     _claim(directory, config, options.restart)
     for file, write in (files or {}).items():
         write(directory / file)
-    optimiser, plateau = make_optimiser(options), Plateau(options)
-    graph, state = new_state(task, optimiser, options.seed, plateau.init())
+    optimiser, plateau, parallel = make_optimiser(options), Plateau(options), Parallel.of(options)
+    graph, state = new_state(task, optimiser, options.seed, plateau.init(), parallel)
     with Checkpoints(directory / "checkpoints") as checkpoints:
+        shape = jax.eval_shape(lambda x: x, state)
         restored = checkpoints.restore(state)
         seconds = 0.0
         if restored is not None:
@@ -93,7 +96,7 @@ def fit(
         start = int(state.step)
         metrics = MetricsWriter.resume(directory, start, tensorboard=options.tensorboard or False)
         session = _Session(
-            directory, task, options, graph, optimiser, checkpoints, metrics, seconds
+            directory, task, options, graph, optimiser, parallel, shape, checkpoints, metrics, seconds
         )
         session.watch.catch_up(read_metrics(directory))
         with metrics:
@@ -124,21 +127,35 @@ def fit(
 class _Session:
     """One call of `fit`: the compiled steps and the cadence."""
 
-    def __init__(self, directory, task, options, graph, optimiser, checkpoints, metrics, seconds):
+    def __init__(
+        self, directory, task, options, graph, optimiser, parallel, shape, checkpoints, metrics, seconds
+    ):
         self.directory, self.task, self.options, self.graph = directory, task, options, graph
         self.checkpoints, self.metrics = checkpoints, metrics
         self.before, self.began = seconds, time.monotonic()
         self.plateau = Plateau(options)
         self.watch = ConvergenceWatch()
         # One compiled step for each phase, compiled when it first comes.
-        self.compiled = cache(
-            lambda phase: jax.jit(make_step(task, graph, optimiser, phase), donate_argnums=0)
-        )
+        self.compiled = cache(self._compiled)
+        self.optimiser, self.parallel, self.shape = optimiser, parallel, shape
         self.evaluated: tuple[int, dict[str, float]] | None = None
 
     def seconds(self) -> float:
         """Wall time of the run so far, earlier calls included."""
         return self.before + time.monotonic() - self.began
+
+    def _compiled(self, phase: Phase) -> Callable:
+        options = dict(parallel=self.parallel, accumulate=self.options.accumulate)
+        step = make_step(self.task, self.graph, self.optimiser, phase, **options)
+        return self.parallel.compile(step, self.shape)
+
+    def _batch(self, step: int) -> tuple[Any, int]:
+        """The batch of a step on the devices, and how many tokens all of it has."""
+        size = self.options.batch_size
+        rows = self.parallel.rows(size)
+        batch = self.task.batch(step, rows)
+        tokens = _tokens(batch) * size // (rows.stop - rows.start)
+        return self.parallel.put(batch, size), tokens
 
     def model(self, state: TrainState) -> Any:
         model = nnx.merge(self.graph, state.params, state.rest)
@@ -153,20 +170,23 @@ class _Session:
 
     def train(self, state: TrainState, start: int) -> TrainState:
         options = self.options
-        with Progress(options.steps) as progress, _stop_requests() as asked:
+        batches = Prefetch(self._batch, start, options.steps)
+        with Progress(options.steps) as progress, _stop_requests() as asked, batches:
             if 0 < start < options.steps:
                 progress.note(f"continuing at step {start} of {options.steps}")
-            began, tokens = time.monotonic(), 0
+            began, tokens, waited = time.monotonic(), 0, batches.waited
             for step in range(start, options.steps):
-                batch = self.task.batch(step)
-                tokens += _tokens(batch)
+                batch, brought = next(batches)
+                tokens += brought
                 state, metrics = self.compiled(options.phase(step))(state, batch)
                 done = step + 1
                 last = done == options.steps
                 row: dict[str, Any] = {}
                 if done % options.log_every == 0 or last:
                     metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
-                    row |= self._row(metrics, tokens / (time.monotonic() - began))
+                    passed = time.monotonic() - began
+                    row |= self._row(metrics, tokens / passed)
+                    row["input_wait"] = round((batches.waited - waited) / passed, 5)
                 if done % options.eval_every == 0 or last:
                     found = self.last_evaluation(state)
                     row |= found
@@ -180,7 +200,7 @@ class _Session:
                     if news:
                         progress.note(news)
                     progress.update(done, **_visible(row))
-                    began, tokens = time.monotonic(), 0
+                    began, tokens, waited = time.monotonic(), 0, batches.waited
                 if options.snapshot_every and done % options.snapshot_every == 0:
                     save_weights(snapshot(self.directory, done), self.model(state))
                 if done % options.checkpoint_every == 0 or last or asked:
@@ -285,7 +305,7 @@ def _flat(config: Any) -> dict[str, Any]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             flat |= _flat(value)
-        elif field.name not in ("runs", "name", "restart"):
+        elif field.name not in ("runs", "name", "restart", "parallel", "mesh"):
             flat[field.name] = value
     return flat
 

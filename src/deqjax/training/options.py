@@ -127,6 +127,14 @@ class TrainOptions:
     """decoupled weight decay, of matrices"""
     clip: float = 1.0
     """global gradient norm above which gradients are scaled down"""
+    parallel: Literal["shard_map", "jit", "pmap"] = "shard_map"
+    """how a step is spread over devices: each runs its own solver loops (shard_map; pmap is the
+    older name for it), or the compiler cuts one program (jit)"""
+    mesh: str | None = None
+    """devices along data, fsdp (parameters stored in parts) and tensor (cells computed in parts,
+    with --parallel jit), such as data=4,fsdp=2; all devices along data if not given"""
+    accumulate: int = 1
+    """parts that each device computes its samples in, one after the other"""
     stack_steps: int = 0
     """first steps, in which a stack of stack_depth applications is trained instead of the solve"""
     stack_depth: int = 2
@@ -171,7 +179,10 @@ class TrainOptions:
         return Phase(None, self.cheap_adjoint if cheap else None, int(draw.choice(fewer)))
 
     def check(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "eval_every", "checkpoint_every"):
+        for name in (
+            *("steps", "batch_size", "accumulate"),
+            *("log_every", "eval_every", "checkpoint_every"),
+        ):
             check_integer("--" + name.replace("_", "-"), getattr(self, name), least=1)
         for name in (
             *("warmup", "stack_steps", "stack_jitter", "cheap_steps", "step_jitter"),
