@@ -53,9 +53,8 @@ def test_gradient_against_dense_derivatives():
     """The same signs, with J from jacfwd: value and gradients agree to round-off."""
     probes = 3
     keys = jax.random.split(KEY, probes)
-    v = jnp.stack(
-        [jax.random.rademacher(jax.random.split(k, 2)[0], (1, N), float)[0] for k in keys]
-    )
+    first = lambda key: jax.random.fold_in(jax.random.split(key, 2)[0], 0)  # leaf 0, sample 0
+    v = jnp.stack([jax.random.rademacher(first(k), (N,), float) for k in keys])
 
     def reference(z, theta):
         return jnp.mean(jnp.sum((v @ jax.jacfwd(tanh_cell)(z, theta, X)) ** 2, axis=1)) / N

@@ -302,7 +302,7 @@ def test_a_hundred_steps_learn_a_sequence_by_heart():
     options = dict.fromkeys(RATES, 0.05) | dict(width=16, layers=1)
     model, tokens = lstm(**options), some_tokens(time=12)
     graph, params, rest = nnx.split(model, nnx.Param, ...)
-    rule = optax.adam(0.02)
+    rule = optax.adam(0.03)
 
     def loss(params, rest):
         model = nnx.merge(graph, params, rest, copy=True)

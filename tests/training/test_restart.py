@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deqjax.training import Interrupted, OptionError, read_metrics
+from deqjax.training import Checkpoints, Interrupted, OptionError, read_metrics
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny_run
@@ -29,6 +29,7 @@ def rows(folder):
     kept = read_metrics(folder)
     for row in kept:
         row.pop("tokens_per_second", None)
+        row.pop("input_wait", None)
     return kept
 
 
@@ -42,6 +43,14 @@ def test_a_run_leaves_what_it_promises(whole):
     for key in ("adjoint_steps", "converged"):
         assert [(key in row) for row in recorded] == [False] * 3 + [True] * 9
     assert [row["step"] for row in recorded if "valid_perplexity" in row] == [5, 10, 12]
+
+
+def test_the_best_checkpoint_is_kept_by_its_validation_loss(whole):
+    losses = {row["step"]: row["valid_loss"] for row in rows(whole) if "valid_loss" in row}
+    with Checkpoints(whole / "checkpoints") as checkpoints:
+        kept = checkpoints.steps()
+        assert kept[-3:] == [8, 10, 12]  # step 5 was evaluated and not saved
+        assert checkpoints.best == min((10, 12), key=lambda step: (losses[step], -step))
 
 
 def test_sigkill_anywhere_changes_nothing(whole, tmp_path):
@@ -75,16 +84,15 @@ def test_truncated_newest_checkpoint_falls_back_and_changes_nothing(whole, tmp_p
 
 def test_sigterm_saves_and_the_same_call_continues(whole, tmp_path):
     class Terminated(tiny_run.LanguageModelling):
-        def batch(self, index):
-            if index == 6:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super().batch(index)
+        def evaluate(self, model):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().evaluate(model)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted, match="after step 7"):
+    with pytest.raises(Interrupted, match="after step 5"):
         tiny_run.train(tmp_path, Terminated)
     assert signal.getsignal(signal.SIGTERM) is before
-    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 8))
+    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 6))
     tiny_run.train(tmp_path)
     assert rows(tmp_path / "run") == rows(whole)
 

@@ -10,11 +10,11 @@ import pytest
 from flax import nnx
 
 import deqjax
-from deqjax.training import Phase, Plateau, TrainOptions, make_step, new_state
+from deqjax.training import Phase, Plateau, Task, TrainOptions, make_step, new_state
 from deqjax.training.schedules import learning_rate, optimiser
 
 
-class Regression:
+class Regression(Task):
     """z* = tanh(W z* + x) against a target: a step whose gradient is known by other means."""
 
     def build(self, rngs):
@@ -23,8 +23,8 @@ class Regression:
     def carry(self):
         return jnp.zeros(())
 
-    def probe(self, phase):
-        return deqjax.adjoint_probe(3)
+    def probe(self, phase, rows):
+        return deqjax.adjoint_probe(rows)
 
     def loss(self, model, carry, batch, *, step, phase, probe):
         sol = model(batch["x"], **phase.keywords(60), adjoint_probe=probe)

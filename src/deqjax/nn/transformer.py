@@ -192,9 +192,7 @@ class TransformerCell(nnx.Module):
             return Masks()
         sizes = (self.d, self.d_inner, self.d)
         shapes = [(batch, 1, n) for n in sizes]
-        return Masks(
-            *(row_masks(self.rngs.dropout(), self.dropout, shape) for shape in shapes)
-        )
+        return Masks(*(row_masks(self.rngs.dropout(), self.dropout, shape) for shape in shapes))
 
     def inject(self, given: TransformerInput, masks: Masks | None = None) -> TransformerContext:
         """Everything that stays fixed while z is being solved for. masks: None draws them."""
@@ -268,7 +266,8 @@ class TransformerCell(nnx.Module):
         key_value = jnp.concatenate([context.key_value, key_value], axis=1)
         k, v = key_value[:, :, :, 0], key_value[:, :, :, 1]
         content, relative = (
-            q + self._of_heads(bias[...], 1)[:, 0] for bias in (self.content_bias, self.position_bias)
+            q + self._of_heads(bias[...], 1)[:, 0]
+            for bias in (self.content_bias, self.position_bias)
         )
         r = self._of_heads(context.position, 1)[:, :, 0]
         scores = jnp.einsum("bihd,bjhd->bhij", content, k)

@@ -40,6 +40,9 @@ _SHOWN = (
 )
 
 
+_PATIENCE = 10  # steps in a row without a finite gradient, after which a checkpoint is restored
+
+
 class Interrupted(SystemExit):
     """The run was asked to stop (Ctrl-C or SIGTERM), saved a checkpoint, and did."""
 
@@ -96,7 +99,16 @@ def fit(
         start = int(state.step)
         metrics = MetricsWriter.resume(directory, start, tensorboard=options.tensorboard or False)
         session = _Session(
-            directory, task, options, graph, optimiser, parallel, shape, checkpoints, metrics, seconds
+            directory,
+            task,
+            options,
+            graph,
+            optimiser,
+            parallel,
+            shape,
+            checkpoints,
+            metrics,
+            seconds,
         )
         session.watch.catch_up(read_metrics(directory))
         with metrics:
@@ -128,13 +140,24 @@ class _Session:
     """One call of `fit`: the compiled steps and the cadence."""
 
     def __init__(
-        self, directory, task, options, graph, optimiser, parallel, shape, checkpoints, metrics, seconds
+        self,
+        directory,
+        task,
+        options,
+        graph,
+        optimiser,
+        parallel,
+        shape,
+        checkpoints,
+        metrics,
+        seconds,
     ):
         self.directory, self.task, self.options, self.graph = directory, task, options, graph
         self.checkpoints, self.metrics = checkpoints, metrics
         self.before, self.began = seconds, time.monotonic()
         self.plateau = Plateau(options)
         self.watch = ConvergenceWatch()
+        self.recovered: int | None = None  # the checkpoint that was gone back to last
         # One compiled step for each phase, compiled when it first comes.
         self.compiled = cache(self._compiled)
         self.optimiser, self.parallel, self.shape = optimiser, parallel, shape
@@ -201,10 +224,12 @@ class _Session:
                         progress.note(news)
                     progress.update(done, **_visible(row))
                     began, tokens, waited = time.monotonic(), 0, batches.waited
+                if row.get("in_a_row", 0) >= _PATIENCE:
+                    state = self._recovered(state, progress)
                 if options.snapshot_every and done % options.snapshot_every == 0:
                     save_weights(snapshot(self.directory, done), self.model(state))
                 if done % options.checkpoint_every == 0 or last or asked:
-                    self._save(state, done)
+                    self._save(state, done, wait=bool(last or asked))
                 if asked and not last:
                     progress.close()
                     raise Interrupted(
@@ -220,9 +245,37 @@ class _Session:
         row["tokens_per_second"] = round(rate, 1)
         return row
 
-    def _save(self, state: TrainState, step: int) -> None:
-        self.metrics.sync()
-        self.checkpoints.save(step, state, {"seconds": round(self.seconds(), 3)})
+    def _recovered(self, state: TrainState, progress: Progress) -> TrainState:
+        """The last good checkpoint, to go on from with the data that come next.
+
+        Raises:
+            FloatingPointError: there is none, or training has come to grief from it before.
+        """
+        step, failed = int(state.step), int(state.in_a_row)
+        found = self.checkpoints.restore(state)
+        if found is None or found.step == self.recovered:
+            raise FloatingPointError(
+                f"the last {failed} steps to step {step} had no finite gradient, and going back to "
+                "an earlier checkpoint "
+                + ("is not possible: there is none" if found is None else "has not helped")
+                + "; try a smaller --learning-rate or --clip"
+            )
+        self.recovered = found.step
+        progress.note(
+            f"no finite gradient in the last {failed} steps: back to the parameters of step "
+            f"{found.step}, on with the data of step {step}"
+        )
+        here = dict(step=state.step, skipped=state.skipped)
+        return dataclasses.replace(found.tree, **here)
+
+    def _save(self, state: TrainState, step: int, *, wait: bool) -> None:
+        if int(state.in_a_row) and step < self.options.steps:
+            return  # what led to non-finite steps is not worth keeping
+        self.metrics.sync()  # first: a checkpoint must not know of steps that the metrics lack
+        info = {"seconds": round(self.seconds(), 3)}
+        evaluated, found = self.evaluated or (None, {})
+        metric = found.get("valid_loss") if evaluated == step else None
+        self.checkpoints.save(step, state, info, metric=metric, wait=wait)
 
 
 def snapshot(directory: Path, step: int) -> Path:
@@ -334,7 +387,7 @@ def _tokens(batch: Any) -> int:
     """Scored positions of a batch; its largest leaf if it has no weights."""
     weights = getattr(batch, "weights", None)
     if weights is not None:
-        return int(np.sum(weights))
+        return int(np.count_nonzero(weights))
     return max(np.size(x) for x in jax.tree.leaves(batch))
 
 

@@ -19,7 +19,7 @@ from .options import OptionError, TrainOptions
 
 PyTree = Any
 
-AXES = ("data", "fsdp", "tensor")
+AXES: tuple[str, ...] = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 
 # What the axes of parameters are called in the modules, and the mesh axis that each is cut over.
@@ -27,7 +27,7 @@ RULES = {"vocabulary": "tensor", "heads": "tensor", "inner": "tensor", "embed": 
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """"data=4,fsdp=2" as sizes, in that order; an axis that is not named has size 1."""
+    """ "data=4,fsdp=2" as sizes, in that order; an axis that is not named has size 1."""
     sizes = dict.fromkeys(AXES, 1)
     named = set()
     for part in filter(None, text.replace(" ", "").split(",")):
@@ -53,9 +53,7 @@ def make_mesh(options: TrainOptions, devices: list[Any] | None = None) -> Mesh |
     sizes = dict.fromkeys(AXES, 1) | sizes
     total = math.prod(sizes.values())
     if total > len(devices) or (total < len(devices) and jax.process_count() > 1):
-        raise OptionError(
-            f"--mesh {_text(sizes)} is for {total} devices; there are {len(devices)}"
-        )
+        raise OptionError(f"--mesh {_text(sizes)} is for {total} devices; there are {len(devices)}")
     if sizes["tensor"] > 1 and options.parallel != "jit":
         raise OptionError(
             f"a tensor axis cuts the cell itself, which --parallel {options.parallel} leaves "

@@ -81,21 +81,25 @@ class Parallel:
     def compile(self, step: Callable, state: Any) -> Callable:
         """A train step, compiled for states that live as this one does, which it may overwrite."""
         where = self.state_shardings(state)
-        return jax.jit(step, donate_argnums=0, out_shardings=None if where is None else (where, None))
+        return jax.jit(
+            step, donate_argnums=0, out_shardings=None if where is None else (where, None)
+        )
 
     def rows(self, batch_size: int) -> slice:
         """The samples that this process must bring; all, where it has devices of every part."""
         if self.mesh is None or jax.process_count() == 1:
             return slice(0, batch_size)
         spread = NamedSharding(self.mesh, PartitionSpec(ROWS))
-        parts = [index[0] for index in spread.addressable_devices_indices_map((batch_size,)).values()]
+        found = spread.addressable_devices_indices_map((batch_size,)).values()
+        parts = [index[0] for index in found if index]
         first = min(part.start or 0 for part in parts)
         last = max(batch_size if part.stop is None else part.stop for part in parts)
         return slice(first, last)
 
     def put(self, batch: PyTree, batch_size: int) -> PyTree:
         """NumPy arrays, this process's `rows` of a batch, onto the devices."""
-        if self.mesh is None:
+        mesh = self.mesh
+        if mesh is None:
             return jax.device_put(batch)
         first = self.rows(batch_size).start
 
@@ -109,7 +113,7 @@ class Parallel:
                 begin, end, _ = index[0].indices(batch_size)
                 return x[begin - first : end - first]
 
-            return jax.make_array_from_callback(shape, NamedSharding(self.mesh, spec), part)
+            return jax.make_array_from_callback(shape, NamedSharding(mesh, spec), part)
 
         return jax.tree.map(place, batch, row_specs(batch))
 
@@ -144,7 +148,13 @@ class Parallel:
             mapped = jax.shard_map(
                 on_device,
                 mesh=mesh,
-                in_specs=(specs, everywhere(rest), row_specs(carry), row_specs(batch), PartitionSpec()),
+                in_specs=(
+                    specs,
+                    everywhere(rest),
+                    row_specs(carry),
+                    row_specs(batch),
+                    PartitionSpec(),
+                ),
                 out_specs=out,
             )
             return mapped(params, rest, carry, batch, step)
@@ -179,8 +189,9 @@ class Parallel:
                 sums, carry, rest = local(params, rest, carry, batch, step, first)
                 return lax.psum(sums, "data"), carry, rest
 
-            cut = lambda x: x.reshape(len(devices), -1, *x.shape[1:]) if np.ndim(x) else x
-            joined = lambda x: x.reshape(-1, *x.shape[2:]) if x.ndim > 1 else x
+            n = len(devices)
+            cut = lambda x: x.reshape(n, len(x) // n, *x.shape[1:]) if np.ndim(x) else x
+            joined = lambda x: x.reshape(n * x.shape[1], *x.shape[2:]) if x.ndim else x
             mapped = jax.pmap(
                 on_device,
                 axis_name="data",

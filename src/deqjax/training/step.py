@@ -201,7 +201,7 @@ def shard_sums(
     step: jax.Array,
     first: Any,
 ) -> tuple[Sums, PyTree, PyTree]:
-    """(sums, carry, rest) of the samples in hand, the first of which is number `first` of the batch.
+    """(sums, carry, rest) of the samples in hand, which begin at number `first` of the batch.
 
     Part i of `accumulate` takes every accumulate-th sample, beginning with the i-th: each part is
     then as evenly spread over the devices as the whole.
@@ -215,10 +215,14 @@ def shard_sums(
     def cut(x):
         if not jnp.ndim(x):
             return jnp.broadcast_to(x, (accumulate,))
-        return jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0)
+        return jnp.moveaxis(x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]), 1, 0)
 
     def join(x):
-        return x[-1] if x.ndim == 1 else jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+        return (
+            x[-1]
+            if x.ndim == 1
+            else jnp.moveaxis(x, 0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+        )
 
     parts = jax.tree.map(cut, (carry, batch, rows))
 
@@ -237,9 +241,7 @@ def _part_sums(task, graph, phase, params, rest, step, carry, batch, rows):
 
     def objective(params, probe):
         model = nnx.merge(graph, params, rest, copy=True)
-        loss, (after, metrics) = task.loss(
-            model, carry, batch, step=step, phase=phase, probe=probe
-        )
+        loss, (after, metrics) = task.loss(model, carry, batch, step=step, phase=phase, probe=probe)
         return loss, (after, nnx.split(model, nnx.Param, ...)[2], metrics)
 
     probe = task.probe(phase, rows.shape[0]) if phase.depth is None else None
@@ -255,7 +257,8 @@ def _part_sums(task, graph, phase, params, rest, step, carry, batch, rows):
     weight = jnp.where(finite, task.weight(batch), 0.0)
     add = lambda x: jnp.where(finite, x * weight, 0).astype(x.dtype)
     metrics = {k: jnp.asarray(x, jnp.float32) for k, x in metrics.items()}
-    sums = Sums(*jax.tree.map(add, (grads, metrics)), weight, (~finite).astype(jnp.float32))
+    grads, metrics = jax.tree.map(add, (grads, metrics))
+    sums = Sums(grads, metrics, weight, (~finite).astype(jnp.float32))
     keep = lambda new, old: jnp.where(finite, new, old) if jnp.ndim(new) else new
     return sums, jax.tree.map(keep, after, carry), rest
 
