@@ -21,7 +21,7 @@ class Spoilt(tiny_run.LanguageModelling):
 
 def train(folder, bad, **changes):
     kind = type("Spoilt", (Spoilt,), {"bad": bad})
-    return tiny_run.train(folder, kind, **changes)
+    return tiny_run.train(folder, kind, stack_steps=0, **changes)
 
 
 def test_a_run_goes_back_to_the_last_good_checkpoint_and_says_so(tmp_path, capfd):
