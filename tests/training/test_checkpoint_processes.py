@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import pytest
 
 from deqjax.training.checkpoints import Checkpoints
 
@@ -33,6 +34,7 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_one_process_to_two_and_back(tmp_path):
     template = program.values(0)
     with Checkpoints(tmp_path / "one") as checkpoints:
