@@ -7,7 +7,11 @@ nothing: that takes longer than the tests run. (XLA's own passes, which tests lo
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
+
+import pytest
 
 
 def pytest_configure(config):
@@ -23,3 +27,25 @@ def pytest_configure(config):
 def pytest_unconfigure(config):
     if hasattr(config, "compilation_cache"):
         shutil.rmtree(config.compilation_cache, ignore_errors=True)
+
+
+@pytest.fixture
+def on_devices():
+    """Runs named programs of a file in a process with so many devices; XLA fixes their number when
+    it starts. A warning there is an error."""
+
+    def run(devices: int, file: str, names: str, timeout: float = 300) -> str:
+        flags = os.environ.get("XLA_FLAGS", "")
+        environment = os.environ | {
+            "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        }
+        command = [sys.executable, "-W", "error", file, *names.split()]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=timeout
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run

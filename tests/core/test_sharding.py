@@ -1,9 +1,5 @@
 """Four devices: shard_map, jit with NamedSharding, pmap, explicit sharding."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from . import sharding_programs
@@ -32,19 +28,6 @@ def test_every_program_is_run():
 @pytest.mark.parametrize(
     "programs", [*QUICK, *(pytest.param(group, marks=pytest.mark.slow) for group in SLOW)]
 )
-def test_on_four_devices(programs):
+def test_on_four_devices(programs, on_devices):
     """Each program compares with the same computation on one device."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    environment = os.environ | {
-        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=4",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-    }
-    run = subprocess.run(
-        [sys.executable, "-W", "error", sharding_programs.__file__, *programs.split()],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+    on_devices(4, sharding_programs.__file__, programs)

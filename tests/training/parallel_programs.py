@@ -93,7 +93,8 @@ def run(new_model, steps=STEPS, bad_row=None, **given):
         if program is None:
             program = step.lower(state, batch).compile()
             before = len(compiled)
-        state, metrics = step(state, batch)
+        with jax.transfer_guard("disallow"):
+            state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
         # One compilation, at the first call; neither another one nor an implicit transfer later.
         assert len(compiled) <= before + 1, f"compiled again in step {i}"
@@ -154,7 +155,8 @@ def no_collective_in_the_loops():
     inside, _ = collectives(run(deq_transformer, steps=1, mesh="data=4,fsdp=2")[2].as_text())
     assert not inside, inside
     inside, _ = collectives(run(deq_transformer, steps=1, parallel="jit")[2].as_text())
-    assert 0 < sum(inside.values()) <= 6 and set(inside) == {"all-reduce"}, inside
+    # One in the condition of the forward solve's loop, one in that of the adjoint's.
+    assert inside == {"all-reduce": 2}, inside
 
 
 def parts_are_stored():
@@ -169,7 +171,7 @@ def parts_are_stored():
 
 
 def bad_data_of_one_device_stays_there():
-    """Two samples of sixteen are not finite: the step goes on with the other seven devices."""
+    """One sample is not finite: the step goes on without the two of its device."""
     _, metrics, _, state = run(deq_transformer, steps=2, bad_row=3)
     assert int(metrics["skipped"]) == 0 and int(metrics["bad_parts"]) == 1
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.params, state.carry)))

@@ -1,9 +1,5 @@
 """A training step on eight devices, three ways; and meshes that cannot be."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from deqjax.training import OptionError, TrainOptions
@@ -27,21 +23,8 @@ def test_every_program_is_run():
 @pytest.mark.parametrize(
     "programs", [*QUICK, *(pytest.param(group, marks=pytest.mark.slow) for group in SLOW)]
 )
-def test_on_eight_devices(programs):
-    flags = os.environ.get("XLA_FLAGS", "")
-    environment = os.environ | {
-        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-    }
-    run = subprocess.run(
-        [sys.executable, parallel_programs.__file__, *programs.split()],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+def test_on_eight_devices(programs, on_devices):
+    on_devices(8, parallel_programs.__file__, programs, timeout=1200)
 
 
 def test_a_mesh_is_read():

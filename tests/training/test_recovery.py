@@ -1,9 +1,12 @@
 """Gradients that are not finite, step after step: back to the last good checkpoint."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 
-from deqjax.training import read_metrics
+from deqjax.training import Interrupted, read_metrics
 
 from . import tiny_run
 
@@ -39,6 +42,20 @@ def test_a_few_skipped_steps_are_only_counted(tmp_path, capfd):
     run = train(tmp_path, range(5, 8))
     assert run.result["skipped_steps"] == 3
     assert "back to" not in "".join(capfd.readouterr())
+
+
+def test_a_run_that_is_stopped_amid_them_says_where_it_goes_on(tmp_path):
+    class Terminated(Spoilt):
+        bad = range(3, 99)
+
+        def evaluate(self, model):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return {}
+
+    with pytest.raises(
+        Interrupted, match=r"after step 5.* continues from the checkpoint of step 2"
+    ):
+        tiny_run.train(tmp_path, Terminated, stack_steps=0)
 
 
 def test_a_run_that_nothing_helps_ends_in_a_sentence(tmp_path):

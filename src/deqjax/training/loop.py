@@ -38,13 +38,12 @@ _SHOWN = (
     *("loss", "perplexity", "recall", "forward_steps", "adjoint_steps", "converged"),
     *("valid_perplexity", "valid_recall", "tokens_per_second"),
 )
-
-
 _PATIENCE = 10  # steps in a row without a finite gradient, after which a checkpoint is restored
 
 
 class Interrupted(SystemExit):
-    """The run was asked to stop (Ctrl-C or SIGTERM), saved a checkpoint, and did."""
+    """The run was asked to stop (Ctrl-C or SIGTERM) and did, after a checkpoint; but where the last
+    steps were not finite, the one from before them stays the last."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +80,22 @@ def fit(
         files: what else belongs into the folder from the beginning: names, and what writes them.
 
     Raises:
-        OptionError: the folder holds a run with another config.
-        Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved first.
+        OptionError: the folder holds a run with another config, the options ask for a mesh that
+            cannot be, or there are several processes, which this loop is not made for yet.
+        Interrupted: Ctrl-C or SIGTERM.
+        FloatingPointError: no step has a finite gradient, and no checkpoint helps.
     """
+    if jax.process_count() > 1:
+        raise OptionError(
+            f"this loop trains in one process and there are {jax.process_count()}: start one, with "
+            "all its devices in --mesh"
+        )
+    parallel = Parallel.of(options)  # before the folder is touched
     directory = options.runs / (options.name or name)
     _claim(directory, config, options.restart)
     for file, write in (files or {}).items():
         write(directory / file)
-    optimiser, plateau, parallel = make_optimiser(options), Plateau(options), Parallel.of(options)
+    optimiser, plateau = make_optimiser(options), Plateau(options)
     graph, state = new_state(task, optimiser, options.seed, plateau.init(), parallel)
     with Checkpoints(directory / "checkpoints") as checkpoints:
         shape = jax.eval_shape(lambda x: x, state)
@@ -98,17 +105,15 @@ def fit(
             state, seconds = restored.tree, restored.info["seconds"]
         start = int(state.step)
         metrics = MetricsWriter.resume(directory, start, tensorboard=options.tensorboard or False)
+
+        @cache  # each phase is compiled once, when it first comes
+        def compiled(phase: Phase) -> Callable:
+            parts = options.accumulate
+            step = make_step(task, graph, optimiser, phase, parallel=parallel, accumulate=parts)
+            return parallel.compile(step, shape)
+
         session = _Session(
-            directory,
-            task,
-            options,
-            graph,
-            optimiser,
-            parallel,
-            shape,
-            checkpoints,
-            metrics,
-            seconds,
+            directory, task, options, graph, parallel, compiled, checkpoints, metrics, seconds
         )
         session.watch.catch_up(read_metrics(directory))
         with metrics:
@@ -136,41 +141,30 @@ def fit(
     return Run(directory, model, result)
 
 
+@dataclasses.dataclass(eq=False)
 class _Session:
-    """One call of `fit`: the compiled steps and the cadence."""
+    """One call of `fit`: the cadence around the compiled steps."""
 
-    def __init__(
-        self,
-        directory,
-        task,
-        options,
-        graph,
-        optimiser,
-        parallel,
-        shape,
-        checkpoints,
-        metrics,
-        seconds,
-    ):
-        self.directory, self.task, self.options, self.graph = directory, task, options, graph
-        self.checkpoints, self.metrics = checkpoints, metrics
-        self.before, self.began = seconds, time.monotonic()
-        self.plateau = Plateau(options)
+    directory: Path
+    task: Task
+    options: TrainOptions
+    graph: nnx.GraphDef
+    parallel: Parallel
+    compiled: Callable[[Phase], Callable]
+    checkpoints: Checkpoints
+    metrics: MetricsWriter
+    before: float  # seconds of earlier calls
+
+    def __post_init__(self) -> None:
+        self.began = time.monotonic()
+        self.plateau = Plateau(self.options)
         self.watch = ConvergenceWatch()
         self.recovered: int | None = None  # the checkpoint that was gone back to last
-        # One compiled step for each phase, compiled when it first comes.
-        self.compiled = cache(self._compiled)
-        self.optimiser, self.parallel, self.shape = optimiser, parallel, shape
         self.evaluated: tuple[int, dict[str, float]] | None = None
 
     def seconds(self) -> float:
         """Wall time of the run so far, earlier calls included."""
         return self.before + time.monotonic() - self.began
-
-    def _compiled(self, phase: Phase) -> Callable:
-        options = dict(parallel=self.parallel, accumulate=self.options.accumulate)
-        step = make_step(self.task, self.graph, self.optimiser, phase, **options)
-        return self.parallel.compile(step, self.shape)
 
     def _batch(self, step: int) -> tuple[Any, int]:
         """The batch of a step on the devices, and how many tokens all of it has."""
@@ -232,9 +226,10 @@ class _Session:
                     self._save(state, done, wait=bool(last or asked))
                 if asked and not last:
                     progress.close()
+                    kept = self.checkpoints.latest
+                    where = "the beginning" if kept is None else f"the checkpoint of step {kept}"
                     raise Interrupted(
-                        f"stopped after step {done} with a checkpoint saved; the same command "
-                        "continues from there"
+                        f"stopped after step {done}; the same command continues from {where}"
                     )
         return state
 
@@ -270,6 +265,8 @@ class _Session:
 
     def _save(self, state: TrainState, step: int, *, wait: bool) -> None:
         if int(state.in_a_row) and step < self.options.steps:
+            if wait:
+                self.checkpoints.wait()
             return  # what led to non-finite steps is not worth keeping
         self.metrics.sync()  # first: a checkpoint must not know of steps that the metrics lack
         info = {"seconds": round(self.seconds(), 3)}

@@ -213,7 +213,8 @@ def command_line(
 
     Every field of the (nested) dataclasses is a flag. `defaults` may look at the arguments and
     say what holds where no flag does: a preset. An option that cannot be right, or a file
-    that is missing, ends the program with one sentence and exit code 2.
+    that is missing, ends the program with one sentence and exit code 2; so does a run that cannot
+    go on.
     """
     try:
         import tyro
@@ -224,7 +225,7 @@ def command_line(
     options = tyro.cli(tyro.conf.OmitArgPrefixes[config], args=args, **default)  # type: ignore
     try:
         main(options)
-    except (OptionError, FileNotFoundError, CheckpointError) as wrong:
+    except (OptionError, FileNotFoundError, CheckpointError, FloatingPointError) as wrong:
         print(f"error: {wrong}", file=sys.stderr)
         sys.exit(2)
 

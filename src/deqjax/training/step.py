@@ -218,11 +218,9 @@ def shard_sums(
         return jnp.moveaxis(x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]), 1, 0)
 
     def join(x):
-        return (
-            x[-1]
-            if x.ndim == 1
-            else jnp.moveaxis(x, 0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
-        )
+        if x.ndim == 1:
+            return x[-1]
+        return jnp.moveaxis(x, 0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
     parts = jax.tree.map(cut, (carry, batch, rows))
 
