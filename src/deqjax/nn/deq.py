@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -121,21 +122,7 @@ class DEQ(nnx.Module):
         inject = getattr(self.cell, "inject", None)
         if context is None:
             context = x if inject is None else inject(x)
-        graph, state = nnx.split(self.cell)
-        # Arrays of the context are arguments of f, so that a solver can pick samples from them;
-        # whatever else is in it (a length, a name) stays as it is.
-        leaves, form = jax.tree.flatten(context)
-        is_array = [isinstance(x, jax.Array) for x in leaves]
-        arrays = [x for x, a in zip(leaves, is_array, strict=True) if a]
-        weights, arrays = _cast((state, arrays), self.dtype)
-
-        def f(z, arrays):
-            given = iter(arrays)
-            filled = [next(given) if a else x for x, a in zip(leaves, is_array, strict=True)]
-            cell = nnx.merge(graph, weights, copy=True)
-            new = cell(_cast(z, self.dtype), jax.tree.unflatten(form, filled))
-            return new if self.dtype is None else _like(new, z)
-
+        f, arrays = self._function(context)
         if depth is None:
             solution = fixed_point(
                 f,
@@ -151,9 +138,36 @@ class DEQ(nnx.Module):
         else:
             apply = lambda z: f(z, arrays)
             solution = _stack(apply, z0, depth, self.batch_axis, self.checkpoint)
-        if _has_other_state(state):
+        if _has_other_state(nnx.state(self.cell)):
             self.cell(*jax.lax.stop_gradient((solution.z, context)))
         return solution
+
+    def function(self, context: PyTree) -> Callable[[PyTree], PyTree]:
+        """The f(z) that a call with this context solves, as the solver sees it: in its `dtype`,
+        with the weights and random keys of now."""
+        f, arrays = self._function(context)
+        return lambda z: f(z, arrays)
+
+    def _function(self, context: PyTree) -> tuple[Callable, list[jax.Array]]:
+        """f(z, arrays), and the arrays of the context.
+
+        They are arguments of f, so that a solver can pick samples from them; whatever else is in it
+        (a length, a name) stays as it is.
+        """
+        graph, state = nnx.split(self.cell)
+        leaves, form = jax.tree.flatten(context)
+        is_array = [isinstance(x, jax.Array) for x in leaves]
+        arrays = [x for x, a in zip(leaves, is_array, strict=True) if a]
+        weights, arrays = _cast((state, arrays), self.dtype)
+
+        def f(z, arrays):
+            given = iter(arrays)
+            filled = [next(given) if a else x for x, a in zip(leaves, is_array, strict=True)]
+            cell = nnx.merge(graph, weights, copy=True)
+            new = cell(_cast(z, self.dtype), jax.tree.unflatten(form, filled))
+            return new if self.dtype is None else _like(new, z)
+
+        return f, arrays
 
     def _initial_state(self, x: PyTree) -> PyTree:
         initial_state = getattr(self.cell, "initial_state", None)

@@ -121,6 +121,23 @@ def new_state(
 ) -> tuple[nnx.GraphDef, TrainState]:
     """The model's graph, which is static, and the state before the first step, made where it lives:
     no device ever holds more of it than its part."""
+    make, graphs = _maker(task, optimiser, seed, plateau)
+    where = None if parallel is None else parallel.state_shardings(jax.eval_shape(make))
+    state = jax.jit(make, out_shardings=where)()
+    return graphs[-1], state
+
+
+def abstract_state(
+    task: Task, optimiser: optax.GradientTransformation, plateau: PyTree = ()
+) -> tuple[nnx.GraphDef, TrainState]:
+    """The graph and the shapes of the state that `new_state` makes; no array is made."""
+    make, graphs = _maker(task, optimiser, 0, plateau)
+    state = jax.eval_shape(make)
+    return graphs[-1], state
+
+
+def _maker(task, optimiser, seed, plateau) -> tuple[Callable[[], TrainState], list[nnx.GraphDef]]:
+    """A function that makes the state, and a list that every call of it adds the graph to."""
     graphs = []
 
     def make() -> TrainState:
@@ -130,9 +147,7 @@ def new_state(
         step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
         return TrainState(step, params, rest, opt_state, carry, skipped, in_a_row, plateau)
 
-    where = None if parallel is None else parallel.state_shardings(jax.eval_shape(make))
-    state = jax.jit(make, out_shardings=where)()
-    return graphs[-1], state
+    return make, graphs
 
 
 def make_step(

@@ -1,0 +1,253 @@
+"""A plan: the real train step of a full-size model, compiled for a topology."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import jax
+
+from ..configs import FullSize, named
+from ..options import OptionError, SolverOptions, TrainOptions, checked
+from .chips import Chip
+from .cost import Cost, Costs, program_costs
+from .memory import Memory, from_compiler, from_shapes, shortage
+from .program import Programs
+from .roofline import Roofline
+from .search import Largest, largest_batch
+from .topology import devices_of
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a train step takes of every chip. All sizes are bytes, all times seconds.
+
+    Attributes:
+        config: the model's name.
+        topology, chip, chips: what it is compiled for.
+        options, solver, precision: how it trains.
+        mesh: sizes of the mesh's axes; {} for one chip.
+        rows: samples that a chip computes at once.
+        parameters: of the model, in all.
+        memory: see `Memory`.
+        costs: of the compiled train step; None where it does not fit.
+        evaluation, pull_back: one evaluation of f, and one of u -> Jᵀu, on the samples that a chip
+            solves for at once; None for a model that solves nothing, or if not asked for.
+        xla_flops: what `cost_analysis` says of the train step: all loops once, elementwise
+            arithmetic included.
+        compile_seconds: of the train step.
+    """
+
+    config: str
+    topology: str
+    chip: Chip
+    chips: int
+    options: TrainOptions
+    solver: SolverOptions
+    precision: Precision
+    mesh: dict[str, int]
+    rows: int
+    parameters: int
+    memory: Memory
+    costs: Costs | None
+    evaluation: Cost | None
+    pull_back: Cost | None
+    xla_flops: float | None
+    compile_seconds: float
+
+    @property
+    def global_batch(self) -> int:
+        """Samples in a train step, all chips together."""
+        return self.options.batch_size
+
+    @property
+    def shards(self) -> int:
+        """Parts that the batch is cut into."""
+        return self.global_batch // self.rows // self.options.accumulate
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.fits
+
+    def step(self, forward: float, adjoint: float) -> Cost | None:
+        """A train step with that many solver steps, forward and adjoint, on average."""
+        return None if self.costs is None else self.costs.step(forward, adjoint)
+
+    def roofline(self, forward: float, adjoint: float) -> Roofline | None:
+        """A lower bound of its time; None for a chip without published peaks."""
+        if self.costs is None:
+            return None
+        return Roofline.of(self.costs, self.chip, self.precision, (forward, adjoint))
+
+    def json(self, forward: float, adjoint: float) -> dict[str, Any]:
+        """Everything, as plain data."""
+        step, roofline = self.step(forward, adjoint), self.roofline(forward, adjoint)
+        options = self.options
+        found = {
+            k: v for k, v in vars(self).items() if k not in ("options", "solver", "chip", "costs")
+        }
+        plain = lambda x: None if x is None else asdict(x)
+        for name in ("memory", "evaluation", "pull_back"):
+            found[name] = plain(found[name])
+        found["memory"] |= dict(activations=self.memory.activations, fits=self.fits)
+        return found | dict(
+            chip=asdict(self.chip) | dict(memory=self.memory.capacity),
+            global_batch=self.global_batch,
+            parallel=options.parallel,
+            accumulate=options.accumulate,
+            optimiser=options.optimiser,
+            solver=asdict(self.solver),
+            costs=plain(self.costs),
+            steps=dict(forward=forward, adjoint=adjoint),
+            train_step=plain(step),
+            roofline=None
+            if roofline is None
+            else asdict(roofline) | dict(seconds=roofline.seconds, bound=roofline.bound),
+        )
+
+
+def plan(
+    config: str | FullSize,
+    topology: str,
+    *,
+    global_batch: int | None = None,
+    parallel: Literal["shard_map", "jit", "pmap"] = "shard_map",
+    mesh: str | None = None,
+    accumulate: int = 1,
+    solver: SolverOptions | None = None,
+    precision: Precision = "float32",
+    options: TrainOptions | None = None,
+    evaluations: bool = True,
+) -> Plan:
+    """Compile a model's train step for `topology` and read off what it takes. Nothing is run, and
+    no array of the model is made.
+
+    Args:
+        config: a name in `deqjax.training.configs.CONFIGS`, or such a configuration.
+        topology: "v5e:16x16", "v5p:2x2x1", "v6e:4x4", "h100:8" (only GPUs that are here), or
+            "cpu:8".
+        global_batch: samples in a step; if not given, the configuration's own, rounded up to what
+            can be cut evenly.
+        parallel, mesh, accumulate: as in `TrainOptions`.
+        solver: Anderson to rtol 1e-3 in at most 30 steps if not given.
+        precision: of f, as `DEQ(dtype=)`; parameters stay in float32.
+        options: everything else about training: the optimiser, say.
+        evaluations: compile f and its pull-back alone as well.
+
+    Raises:
+        OptionError: the name, the topology or the mesh cannot be; a compiler is not installed.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from deqjax.training.configs import named
+        >>> from deqjax.training.plan import plan
+        >>> small = replace(named("wt103-transformer-small"), vocabulary=50, cutoffs=(), n_in=20,
+        ...                 d=20, inner=40, segment=4, memory=4, batch=2)
+        >>> found = plan(small, "cpu:1", evaluations=False)
+        >>> found.global_batch, found.parameters, found.memory.parameters
+        (2, 6350, 25400)
+    """
+    model = _config(config)
+    chip, devices = devices_of(topology)
+    solver = SolverOptions() if solver is None else solver
+    options = replace(
+        TrainOptions() if options is None else options,
+        parallel=parallel,
+        mesh=mesh,
+        accumulate=accumulate,
+    )
+    options = replace(options, batch_size=_batch(model, options, devices, global_batch))
+    checked(solver, options)
+    programs = Programs.of(model, options, solver, precision, devices)
+    fields = from_shapes(programs, chip.memory)
+    lowered = programs.train_step()
+    start = time.perf_counter()
+    compiled, missing = _compiled(lowered)
+    seconds = time.perf_counter() - start
+    costs = xla_flops = evaluation = pull_back = None
+    if compiled is None:
+        fields |= missing
+    else:
+        fields |= from_compiler(compiled)
+        costs = program_costs(compiled.as_text() or "")
+        xla_flops = (compiled.cost_analysis() or {}).get("flops")
+        if evaluations and model.solves:
+            evaluation, pull_back = (
+                program_costs(programs.evaluation(adjoint=a).compile().as_text() or "").forward
+                for a in (False, True)
+            )
+    found = programs.parallel.mesh
+    return Plan(
+        config=model.name,
+        topology=topology,
+        chip=chip,
+        chips=1 if found is None else found.size,
+        options=options,
+        solver=solver,
+        precision=precision,
+        mesh={} if found is None else {k: int(v) for k, v in found.shape.items()},
+        rows=programs.rows,
+        parameters=model.count()[0],
+        memory=Memory(**fields),
+        costs=costs,
+        evaluation=evaluation,
+        pull_back=pull_back,
+        xla_flops=xla_flops,
+        compile_seconds=seconds,
+    )
+
+
+def largest(first: Plan, again: Callable[[int], Plan], compilations: int = 16) -> Largest:
+    """The largest global batch that fits, to one sample a shard.
+
+    Args:
+        first: a plan to begin with; it counts as one compilation.
+        again: the same plan for another global batch; leave `evaluations` out.
+        compilations: how many at most.
+    """
+    known = {first.global_batch: first}
+
+    def needs(batch: int) -> tuple[float | None, bool]:
+        found = known.get(batch) or known.setdefault(batch, again(batch))
+        return found.memory.peak or found.memory.needed, found.fits
+
+    unit = first.shards * first.options.accumulate
+    limit = first.memory.capacity
+    return largest_batch(
+        needs, unit, limit, first=first.global_batch, compilations=compilations
+    )
+
+
+def _config(config: str | FullSize) -> FullSize:
+    if isinstance(config, FullSize):
+        return config
+    try:
+        return named(config)
+    except ValueError as wrong:
+        raise OptionError(f"--config {wrong}") from None
+
+
+def _batch(model: FullSize, options: TrainOptions, devices: list, given: int | None) -> int:
+    """The batch given, or the model's own, rounded up."""
+    if given is not None:
+        return given
+    from ..mesh import parse_mesh
+
+    sizes = {"data": len(devices)} if options.mesh is None else parse_mesh(options.mesh)
+    unit = sizes["data"] * sizes.get("fsdp", 1) * options.accumulate
+    return -(-model.batch // unit) * unit
+
+
+def _compiled(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, dict[str, float]]:
+    """The program; or None, and what is known of the memory that it would need."""
+    try:
+        return lowered.compile(), {}
+    except jax.errors.JaxRuntimeError as wrong:
+        missing = shortage(wrong)
+        if missing is None:
+            raise
+        return None, missing

@@ -1,0 +1,57 @@
+"""What chips can do, as their makers publish it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GB, TB, GIB = 1e9, 1e12, 2**30
+TERA = 1e12
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip. Rates are peaks that no program reaches.
+
+    Attributes:
+        name: as a topology names it.
+        memory: bytes of main memory that a program can have.
+        bandwidth: of that memory, bytes a second.
+        flops: of matrix products, by the dtype of the operands, operations a second. A TPU
+            multiplies float32 in one bfloat16 pass unless a precision is asked for, a GPU in TF32.
+        link: bytes a second that it can send to other chips, over all links together.
+        source: where these are published.
+    """
+
+    name: str
+    memory: float
+    bandwidth: float | None
+    flops: dict[str, float]
+    link: float | None
+    source: str
+
+
+def _tpu(name, memory, bandwidth, bf16, link, page) -> Chip:
+    flops = dict(bfloat16=bf16 * TERA, float32=bf16 * TERA)
+    return Chip(name, memory, bandwidth, flops, link, f"https://cloud.google.com/tpu/docs/{page}")
+
+
+# Memory of TPUs is what libtpu 0.0.42 says in its message when a program needs more (v5e: "Used ...
+# of 15.75G hbm", published: 16 GB). The pages give the links' bandwidth in both directions together,
+# or in bits of one direction (v5p: 4800 Gbps): `link` is that of one direction in bytes.
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        _tpu("v5e", 15.75 * GIB, 819 * GB, 197, 200 * GB, "v5e"),
+        _tpu("v5p", 95.0 * GIB, 2765 * GB, 459, 600 * GB, "v5p"),
+        _tpu("v6e", 31.25 * GIB, 1600 * GB, 918, 400 * GB, "v6e"),
+        Chip(
+            "h100",  # SXM; without sparsity
+            80 * GB,
+            3.35 * TB,
+            dict(bfloat16=989 * TERA, float32=494.5 * TERA),
+            450 * GB,
+            "https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet",
+        ),
+        Chip("cpu", float("inf"), None, {}, None, "this machine: nothing is known of it"),
+    )
+}

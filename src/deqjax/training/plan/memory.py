@@ -1,0 +1,138 @@
+"""What a compiled train step needs of a chip's memory."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ...solvers.base import Point
+from ..mesh import without
+from .program import Programs
+
+PyTree = Any
+_SIZES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "B": 1, "": 1}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on every chip. The first five follow from shapes, the next four are the compiler's.
+
+    Attributes:
+        parameters: as they are stored, in parts where the mesh has an `fsdp` or `tensor` axis.
+        optimiser: its moments.
+        carry: what a segment hands to the next one, and the batch.
+        gradients: of all parameters in use, before they are reduced; a part of `temporary`.
+        history: what the solver keeps of its steps; a part of `temporary` (on a TPU some of it may
+            be in VMEM instead). The adjoint's comes when the forward one's is gone.
+        arguments, results: of the train step. The donated state is in both, once.
+        temporary: all that lives between them.
+        code: the program.
+        peak: all of these at once. None where the compiler gives up.
+        capacity: of the chip.
+        needed: what the program would need where it does not fit, if the compiler says so.
+    """
+
+    parameters: int
+    optimiser: int
+    carry: int
+    gradients: int
+    history: int
+    capacity: float
+    arguments: int | None = None
+    results: int | None = None
+    temporary: int | None = None
+    code: int | None = None
+    peak: int | None = None
+    needed: float | None = None
+
+    @property
+    def activations(self) -> int | None:
+        """The rest of `temporary`: activations, normalised and gathered weights, work space."""
+        if self.temporary is None:
+            return None
+        return max(0, self.temporary - self.gradients - self.history)
+
+    @property
+    def fits(self) -> bool:
+        return self.peak is not None and self.peak <= self.capacity
+
+
+def from_shapes(programs: Programs, capacity: float) -> dict[str, Any]:
+    """The fields of a `Memory` that need no compiler."""
+    state = programs.state
+    return dict(
+        parameters=_stored(state.params),
+        optimiser=_stored(state.opt_state),
+        carry=_stored(state.carry) + 3 * 4 * programs.options.accumulate * _tokens(programs),
+        gradients=_stored(state.params, gathered=True),
+        history=_history(programs),
+        capacity=capacity,
+    )
+
+
+def from_compiler(compiled: jax.stages.Compiled) -> dict[str, Any]:
+    """The fields that a compiled train step has.
+
+    The peak is the sum of arguments, results that overwrite none of them, temporary buffers and the
+    program: an upper bound that compilers keep to, as they plan one heap for the temporary ones.
+    """
+    found = compiled.memory_analysis()
+    if found is None:
+        return {}
+    arguments, temporary = found.argument_size_in_bytes, found.temp_size_in_bytes
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    code = found.generated_code_size_in_bytes
+    peak = arguments + results + temporary + code
+    return dict(
+        arguments=arguments, results=results, temporary=temporary, code=code, peak=peak
+    )
+
+
+def shortage(wrong: Exception) -> dict[str, float] | None:
+    """What a compiler says that runs out of memory: bytes needed and capacity, or {} if it gives no
+    figures. None if something else is wrong."""
+    text = str(wrong)
+    found = re.search(r"[Uu]sed (\d+(?:\.\d+)?)(\w?) of (\d+(?:\.\d+)?)(\w?) hbm", text)
+    if found:
+        size = lambda number, unit: float(number) * _SIZES[unit.upper()]
+        return dict(needed=size(found[1], found[2]), capacity=size(found[3], found[4]))
+    return {} if "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower() else None
+
+
+def _tokens(programs: Programs) -> int:
+    return programs.rows * programs.config.segment
+
+
+def _stored(tree: PyTree, *, gathered: bool = False) -> int:
+    """Bytes of the shards that one chip has; `gathered`, with those of the `fsdp` axis put
+    together."""
+    total = 0
+    for x in jax.tree.leaves(tree):
+        sharding, shape = x.sharding, x.shape
+        if gathered and isinstance(sharding, jax.sharding.NamedSharding):
+            spec = without(sharding.spec, "fsdp")
+            sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
+        # A random key is of a dtype of its own.
+        size = 8 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize
+        total += math.prod(sharding.shard_shape(shape)) * size
+    return total
+
+
+def _history(programs: Programs) -> int:
+    """Of the forward solver's state, for the samples that a chip solves for at once."""
+    if not programs.config.solves:
+        return 0
+    model = programs.model_of(programs.state)
+    solver = model.deq.solver
+    shape = (programs.rows, programs.config.segment, model.cell.d)
+
+    def init():
+        z = jnp.zeros(shape)
+        return solver.init(Point.of(z, z), solver.tolerances(z).max_steps)
+
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(init)))

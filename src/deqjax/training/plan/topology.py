@@ -1,0 +1,98 @@
+"""Devices to compile for, by name, whether they are there or not."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from typing import Any
+
+import jax
+
+from ..._errors import suggest
+from ..options import OptionError
+from .chips import CHIPS, Chip
+
+_FORM = re.compile(r"([a-z0-9]+):(\d+(?:x\d+)*)$")
+
+
+def devices_of(topology: str) -> tuple[Chip, list[Any]]:
+    """The kind of chip and the devices of "v5e:4x4", "v5p:2x2x1", "h100:8" or "cpu:8".
+
+    A TPU's devices belong to as many processes as the pod has hosts; to a compiler that makes no
+    difference. The devices of "cpu:N" are this machine's processor, seen N times.
+
+    Raises:
+        OptionError: an unknown topology, or one whose compiler is not installed.
+    """
+    found = _FORM.match(topology.replace(" ", "").lower())
+    if found is None or found[1] not in CHIPS:
+        kind = topology.partition(":")[0]
+        hint = "" if kind in CHIPS else suggest(kind, CHIPS)
+        raise OptionError(
+            f"--topology {topology!r} is not a chip and a shape, such as v5e:4x4, v5p:2x2x1, "
+            f"v6e:16x16, h100:8 or cpu:8{hint}"
+        )
+    chip, sizes = CHIPS[found[1]], [int(n) for n in found[2].split("x")]
+    if chip.name == "cpu":
+        return chip, _processors(math.prod(sizes))
+    if chip.name == "h100":
+        return chip, _gpus(chip.name, math.prod(sizes))
+    return chip, _tpus(topology, sizes)
+
+
+def _processors(count: int) -> list[Any]:
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        pass  # JAX has started: there are as many as there are
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise OptionError(
+            f"--topology cpu:{count} needs {count} devices and JAX has started with "
+            f"{len(devices)}: start with XLA_FLAGS=--xla_force_host_platform_device_count={count}"
+        )
+    return devices[:count]
+
+
+def _tpus(topology: str, sizes: list[int]) -> list[Any]:
+    # No TPU is here, so there is no server that could describe it.
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_ACCELERATOR_TYPE", "none"),
+        ("TPU_STDERR_LOG_LEVEL", "3"),
+    ):
+        os.environ.setdefault(name, value)
+    from jax.experimental import topologies
+
+    # Some hosts have one chip; libtpu thinks of those with four.
+    bounds = {"chips_per_host_bounds": [1, 1, 1]} if math.prod(sizes) == 1 else {}
+    try:
+        return list(topologies.get_topology_desc(topology, platform="tpu", **bounds).devices)
+    except RuntimeError as wrong:
+        said = str(wrong).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
+        if "not installed" in said or "libtpu" in said:
+            raise OptionError(
+                f"--topology {topology} needs libtpu, the one of this jax: pip install "
+                f"'jax[tpu]=={jax.__version__}'"
+            ) from None
+        raise OptionError(
+            f"--topology {topology} is none that libtpu knows: {said}"
+        ) from None
+
+
+def _gpus(kind: str, count: int) -> list[Any]:
+    """GPUs that are here. (JAX describes none that are not.)"""
+    try:
+        devices = jax.devices("cuda")
+    except RuntimeError:
+        devices = []
+    fitting = [d for d in devices if kind in d.device_kind.lower()]
+    if len(fitting) < count:
+        raise OptionError(
+            f"--topology {kind}:{count} needs that many GPUs of this kind here, and there are "
+            f"{len(fitting)}; with the CUDA plugin (pip install 'jax[cuda12]=={jax.__version__}') "
+            "JAX compiles for the GPUs it sees, and for TPUs without seeing any"
+        )
+    return fitting[:count]
