@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 
 from ..configs import FullSize, named
+from ..mesh import parse_mesh
 from ..options import OptionError, SolverOptions, TrainOptions, checked
 from .chips import Chip
 from .cost import Cost, Costs, program_costs
@@ -32,6 +33,8 @@ class Plan:
         options, solver, precision: how it trains.
         mesh: sizes of the mesh's axes; {} for one chip.
         rows: samples that a chip computes at once.
+        segment: positions of a sample.
+        solves: whether the model solves an equilibrium.
         parameters: of the model, in all.
         memory: see `Memory`.
         costs: of the compiled train step; None where it does not fit.
@@ -51,6 +54,8 @@ class Plan:
     precision: Precision
     mesh: dict[str, int]
     rows: int
+    segment: int
+    solves: bool
     parameters: int
     memory: Memory
     costs: Costs | None
@@ -95,7 +100,7 @@ class Plan:
             found[name] = plain(found[name])
         found["memory"] |= dict(activations=self.memory.activations, fits=self.fits)
         return found | dict(
-            chip=asdict(self.chip) | dict(memory=self.memory.capacity),
+            chip=asdict(self.chip),
             global_batch=self.global_batch,
             parallel=options.parallel,
             accumulate=options.accumulate,
@@ -191,6 +196,8 @@ def plan(
         precision=precision,
         mesh={} if found is None else {k: int(v) for k, v in found.shape.items()},
         rows=programs.rows,
+        segment=model.segment,
+        solves=model.solves,
         parameters=model.count()[0],
         memory=Memory(**fields),
         costs=costs,
@@ -235,8 +242,6 @@ def _batch(model: FullSize, options: TrainOptions, devices: list, given: int | N
     """The batch given, or the model's own, rounded up."""
     if given is not None:
         return given
-    from ..mesh import parse_mesh
-
     sizes = {"data": len(devices)} if options.mesh is None else parse_mesh(options.mesh)
     unit = sizes["data"] * sizes.get("fsdp", 1) * options.accumulate
     return -(-model.batch // unit) * unit

@@ -20,6 +20,8 @@ _FREE = frozenset(
     "opt-barrier domain add-dependency".split()
 )
 _SLICES = frozenset(("dynamic-slice", "slice", "gather"))
+# What these write over their first operand: the operand of that number.
+_IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
 _CONTROL = frozenset(("while", "conditional", "call", "async-start"))
 
 
@@ -132,7 +134,9 @@ class _Walk:
     def _computation(self, name: str, at: _Place, loops: dict) -> Iterator[tuple[str, Cost]]:
         for i in self.program.computations.get(name, {}).values():
             if i.op == "while":
-                yield from self._computation(i.called["body"], self._body(i, at, loops), loops)
+                inside = self._body(i, at, loops)
+                for part in ("condition", "body"):
+                    yield from self._computation(i.called[part], inside, loops)
             elif i.op == "conditional":
                 yield from self._largest(i, at, loops)
             elif i.op in _CONTROL and i.called:
@@ -175,7 +179,7 @@ class _Walk:
             got = sum(a.bytes for a in i.arrays)
             if i.op.endswith("-start") and i.collective != "all-reduce":
                 got -= given  # it returns its operands as well
-            yield Collective(i.collective, max(given, got), _group(i), False)
+            yield Collective(i.collective, max(given, got), self.program.group(i), False)
         elif i.op == "fusion":
             inner = i.called.get("calls", "")
             for j in self.program.computations.get(inner, {}).values():
@@ -193,8 +197,8 @@ class _Walk:
             return 0 if moved is None else moved.bytes * sum(ends)
         if i.op in _SLICES:
             return sum(2 * a.bytes for a in i.arrays if a.space == 0)
-        if i.op == "dynamic-update-slice":
-            return 2 * operands[1].bytes if i.arrays[0].space == 0 else 0
+        if i.op in _IN_PLACE:
+            return 2 * operands[_IN_PLACE[i.op]].bytes if i.arrays[0].space == 0 else 0
         if i.op != "fusion":
             return sum(a.bytes for a in (*operands, *i.arrays) if a.space == 0)
         return self._fusion_traffic(operands, i)
@@ -214,8 +218,8 @@ class _Walk:
             results = [body[n] for n in root.operands if n in body]
         for result, array in zip(results, i.arrays, strict=False):
             if array.space == 0:
-                updates = result.op == "dynamic-update-slice"
-                update = body.get(result.operands[1]) if updates else None
+                which = _IN_PLACE.get(result.op)
+                update = None if which is None else body.get(result.operands[which])
                 total += array.bytes if update is None else sum(a.bytes for a in update.arrays)
         return total
 
@@ -229,7 +233,7 @@ class _Walk:
                 total += sum(a.bytes for a in j.arrays)
             elif j.op == "bitcast":
                 total += self._read(computation, j.name, whole)
-            elif j.op == "dynamic-update-slice" and j.operands[0] == name:
+            elif j.op in _IN_PLACE and j.operands[0] == name:
                 pass  # written in place
             elif j.op == "fusion":
                 inner = j.called.get("calls", "")
@@ -252,16 +256,3 @@ def _written(i: Instruction, operands: tuple) -> list:
         if operand in rest:
             rest.remove(operand)
     return rest
-
-
-def _group(i: Instruction) -> int:
-    """Chips in one group of a collective: {{0,1},{2,3}}, or [2,2]<=[4]."""
-    text = i.attributes
-    start = text.find("replica_groups=")
-    if start < 0:
-        return 2 if "source_target_pairs" in text else 1
-    text = text[start + len("replica_groups=") :]
-    if text.startswith("["):
-        return int(text[1 : text.find("]")].split(",")[-1])
-    first = text[text.find("{", 1) + 1 : text.find("}")]
-    return len(first.split(","))

@@ -93,6 +93,7 @@ class Program:
 
     computations: dict[str, dict[str, Instruction]]
     entry: str
+    devices: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Program:
@@ -106,7 +107,8 @@ class Program:
                     entry = head[2] if head[1] else entry
             elif " = " in line and (found := _instruction(line)):
                 now[found.name] = found
-        return cls(computations, entry)
+        counts = re.findall(r"(?:num_partitions|replica_count)=(\d+)", text[: text.find("\n")])
+        return cls(computations, entry, math.prod(map(int, counts)))
 
     def inside_loops(self) -> set[str]:
         """The computations that loops repeat: bodies, conditions, and whatever these call."""
@@ -138,6 +140,22 @@ class Program:
             return None
         limit = condition.get(root.operands[-1])
         return int(limit.argument) if limit is not None and limit.op == "constant" else None
+
+    def group(self, i: Instruction) -> int:
+        """How many devices take part in a collective together, in whichever of XLA's ways it says
+        so: {{0,1},{2,3}}, [2,2]<=[4], or the axes of a mesh."""
+        text = i.attributes.partition("replica_groups=")[2]
+        if not text or text.startswith("{}"):
+            return 2 if "source_target_pairs" in i.attributes else self.devices
+        if text.startswith("mesh"):
+            sizes = dict(re.findall(r"('[^']*')=(\d+)", text[: text.index("]")]))
+            axes = re.search(r"\{('[^}]*)\}", text)
+            named = axes[1].split(",") if axes else list(sizes)
+            # A part of an axis is written 'axis':(offset)size.
+            return math.prod(int(a.rpartition(")")[2] if ")" in a else sizes[a]) for a in named)
+        if text.startswith("["):
+            return int(text[1 : text.index("]")].split(",")[-1])
+        return text[: text.index("}")].count(",") + 1
 
 
 def collectives(text: str) -> tuple[dict[str, int], dict[str, int]]:

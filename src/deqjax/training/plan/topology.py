@@ -60,7 +60,7 @@ def _tpus(topology: str, sizes: list[int]) -> list[Any]:
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
-        ("TPU_ACCELERATOR_TYPE", "none"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),
         ("TPU_STDERR_LOG_LEVEL", "3"),
     ):
         os.environ.setdefault(name, value)

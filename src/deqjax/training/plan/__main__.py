@@ -1,0 +1,91 @@
+"""The command line of `deqjax.training.plan`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Literal
+
+import jax
+
+from ..options import OptionError, SolverOptions, command_line
+from . import largest, plan
+from ._plan import Plan, Precision
+from .report import largest_text, report
+
+
+@dataclass(frozen=True)
+class Config:
+    """Will it fit, will it scale: compile a full-size model's train step for chips that need not be
+    there, and print what a chip needs for it."""
+
+    config: str = "wt103-transformer-medium"
+    """a name in deqjax.training.configs"""
+    topology: str = "v5e:4x4"
+    """chips and their shape: v5e:16x16, v5p:2x2x1, v6e:4x4, h100:8 (only GPUs that are here), or
+    cpu:8 to try things out"""
+    global_batch: int | None = None
+    """samples in a step; the paper's, rounded up to a multiple of the shards, if not given"""
+    parallel: Literal["shard_map", "jit", "pmap"] = "shard_map"
+    """how a step is spread over chips"""
+    mesh: str | None = None
+    """chips along data, fsdp and tensor, such as data=8,fsdp=2; all along data if not given"""
+    accumulate: int = 1
+    """parts that each chip computes its samples in, one after the other"""
+    precision: Precision = "float32"
+    """of f; parameters and solver stay in float32"""
+    solver: SolverOptions = field(default_factory=SolverOptions)
+    forward_steps: float | None = None
+    """mean steps of the forward solves, for the totals; --max-steps if not given"""
+    adjoint_steps: float | None = None
+    """mean steps of the adjoint solves; --max-steps if not given"""
+    largest_batch: bool = False
+    """look for the largest global batch that fits, by compiling again and again"""
+    evaluations: bool = True
+    """compile f and its pull-back alone as well"""
+    json: bool = False
+    """print everything as JSON instead"""
+
+
+def main(config: Config) -> None:
+    def of(batch: int | None, evaluations: bool) -> Plan:
+        return plan(
+            config.config,
+            config.topology,
+            global_batch=batch,
+            parallel=config.parallel,
+            mesh=config.mesh,
+            accumulate=config.accumulate,
+            solver=config.solver,
+            precision=config.precision,
+            evaluations=evaluations,
+        )
+
+    steps = [
+        float(config.solver.max_steps if given is None else given)
+        for given in (config.forward_steps, config.adjoint_steps)
+    ]
+    if min(steps) < 0:
+        raise OptionError("--forward-steps and --adjoint-steps must not be negative")
+    found = of(config.global_batch, config.evaluations)
+    best = None
+    if not config.json:
+        print(report(found, *steps), flush=True)
+    if config.largest_batch:
+        if found.memory.capacity == float("inf"):
+            raise OptionError("--largest-batch needs a chip of known memory, not cpu")
+        best = largest(found, lambda batch: of(batch, False))
+        if not config.json:
+            print("\n" + largest_text(best, found.shards * config.accumulate))
+    if config.json:
+        data = found.json(*steps)
+        if best is not None:
+            data["largest_batch"] = dict(vars(best))
+        print(json.dumps(data, indent=1))
+
+
+if __name__ == "__main__":
+    # What compiles is told by name; this process itself computes nothing and wants no accelerator.
+    if not jax.config.jax_platforms:  # type: ignore[attr-defined]
+        jax.config.update("jax_platforms", "cpu")
+    command_line(Config, main)
