@@ -3,7 +3,6 @@
 python parallel_programs.py NAME ...
 """
 
-import re
 import sys
 
 import jax
@@ -26,10 +25,10 @@ from deqjax.training import (
     make_step,
     new_state,
 )
+from deqjax.training.plan.hlo import collectives
 from deqjax.training.schedules import optimiser
 
 VOCABULARY, ROWS, STEPS = 24, 16, 50
-COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)\(")
 compiled: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
@@ -120,32 +119,6 @@ def agree(new_model, *ways):
         print(f"{new_model.__name__} {way}: {furthest:.1e}, {collectives(program.as_text())}")
         assert furthest < 1e-5, (way, got - want)
         assert float(metrics["bad_parts"]) == 0 and float(metrics.get("converged", 1)) == 1
-
-
-def collectives(text: str) -> tuple[dict[str, int], dict[str, int]]:
-    """Collectives of a compiled program by kind: in loops (and what they call), and outside."""
-    bodies = {}
-    for block in re.split(r"\n(?=(?:ENTRY )?%?[\w.\-]+ \()", text):
-        name = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(", block)
-        if name:
-            bodies[name[1]] = block
-    called = {
-        n: set(re.findall(r"%([\w.\-]+)", b)) & bodies.keys() - {n} for n, b in bodies.items()
-    }
-    inside = set()
-    for block in bodies.values():
-        inside |= set(re.findall(r"(?:body|condition)=%([\w.\-]+)", block))
-    while True:
-        more = set().union(*(called[n] for n in inside)) - inside if inside else set()
-        if not more:
-            break
-        inside |= more
-
-    def count(names):
-        found = [k for n in names for k in COLLECTIVE.findall(bodies[n])]
-        return {kind: found.count(kind) for kind in sorted(set(found))}
-
-    return count(inside), count(bodies.keys() - inside)
 
 
 def no_collective_in_the_loops():

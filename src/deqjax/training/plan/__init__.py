@@ -1,6 +1,6 @@
 """Will it fit, will it scale: a train step compiled for chips that are not there.
 
-    python -m deqjax.training.plan --config wt103-transformer-medium --topology v5e:16x16
+python -m deqjax.training.plan --config wt103-transformer-medium --topology v5e:16x16
 """
 
 from ._plan import Plan as Plan

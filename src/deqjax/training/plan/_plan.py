@@ -224,9 +224,7 @@ def largest(first: Plan, again: Callable[[int], Plan], compilations: int = 16) -
 
     unit = first.shards * first.options.accumulate
     limit = first.memory.capacity
-    return largest_batch(
-        needs, unit, limit, first=first.global_batch, compilations=compilations
-    )
+    return largest_batch(needs, unit, limit, first=first.global_batch, compilations=compilations)
 
 
 def _config(config: str | FullSize) -> FullSize:

@@ -88,9 +88,7 @@ def from_compiler(compiled: jax.stages.Compiled) -> dict[str, Any]:
     results = found.output_size_in_bytes - found.alias_size_in_bytes
     code = found.generated_code_size_in_bytes
     peak = arguments + results + temporary + code
-    return dict(
-        arguments=arguments, results=results, temporary=temporary, code=code, peak=peak
-    )
+    return dict(arguments=arguments, results=results, temporary=temporary, code=code, peak=peak)
 
 
 def shortage(wrong: Exception) -> dict[str, float] | None:

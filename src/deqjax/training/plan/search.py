@@ -55,7 +55,8 @@ def largest_batch(
             break
         guess = _line(tried, capacity)
         if fails is None:
-            now = 2 * fits if guess is None else max(2 * unit, min(4 * fits, guess // unit * unit))
+            # The first two lie close together: what is far from them is approached in leaps.
+            now = 2 * fits if guess is None else min(8 * fits, guess // unit * unit)
             now = max(now, fits + unit)
         elif guess is not None and fits < guess // unit * unit < fails:
             now = guess // unit * unit
@@ -70,9 +71,11 @@ def largest_batch(
 
 
 def _line(tried: list, capacity: float) -> int | None:
-    """Where the line through the two largest batches that fit meets the capacity."""
-    known = sorted((b, n) for b, n, fits in tried if fits and n is not None)[-2:]
+    """Where the line through the two batches nearest to the capacity meets it."""
+    known = sorted(
+        {(b, n) for b, n, _ in tried if n is not None}, key=lambda p: abs(p[1] - capacity)
+    )
     if len(known) < 2:
         return None
-    (b0, n0), (b1, n1) = known
+    (b0, n0), (b1, n1) = sorted(known[:2])
     return int(b1 + (capacity - n1) * (b1 - b0) / (n1 - n0)) if n1 > n0 else None

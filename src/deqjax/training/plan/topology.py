@@ -77,9 +77,7 @@ def _tpus(topology: str, sizes: list[int]) -> list[Any]:
                 f"--topology {topology} needs libtpu, the one of this jax: pip install "
                 f"'jax[tpu]=={jax.__version__}'"
             ) from None
-        raise OptionError(
-            f"--topology {topology} is none that libtpu knows: {said}"
-        ) from None
+        raise OptionError(f"--topology {topology} is none that libtpu knows: {said}") from None
 
 
 def _gpus(kind: str, count: int) -> list[Any]:
