@@ -317,11 +317,14 @@ def test_shortages():
 hbm. Used 20.05G of 15.75G hbm. Exceeded hbm capacity by 4.30G."
     found = shortage(RuntimeError(said))
     assert found == dict(needed=20.05 * 2**30, capacity=15.75 * 2**30)
+    said = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO \
+temporaries (400.00G) exceeds available HBM (95.74G)."
+    assert shortage(RuntimeError(said))["capacity"] == 95.74 * 2**30
     assert shortage(RuntimeError("RESOURCE_EXHAUSTED: Out of memory")) == {}
     assert shortage(RuntimeError("INTERNAL: something else")) is None
 
 
-# ---------------------------------------------------------------------------------- a TPU's compiler
+# ---------------------------------------------------------------------------------- libtpu
 
 
 @pytest.mark.slow

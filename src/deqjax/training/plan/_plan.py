@@ -148,13 +148,14 @@ def plan(
 
     Example:
         >>> from dataclasses import replace
+        >>> from deqjax.training import SolverOptions
         >>> from deqjax.training.configs import named
         >>> from deqjax.training.plan import plan
         >>> small = replace(named("wt103-transformer-small"), vocabulary=50, cutoffs=(), n_in=20,
         ...                 d=20, inner=40, segment=4, memory=4, batch=2)
-        >>> found = plan(small, "cpu:1", evaluations=False)
+        >>> found = plan(small, "cpu:1", solver=SolverOptions("picard"), evaluations=False)
         >>> found.global_batch, found.parameters, found.memory.parameters
-        (2, 6350, 25400)
+        (2, 6170, 24680)
     """
     model = _config(config)
     chip, devices = devices_of(topology)

@@ -35,14 +35,14 @@ def _tpu(name, memory, bandwidth, bf16, link, page) -> Chip:
     return Chip(name, memory, bandwidth, flops, link, f"https://cloud.google.com/tpu/docs/{page}")
 
 
-# Memory of TPUs is what libtpu 0.0.42 says in its message when a program needs more (v5e: "Used ...
-# of 15.75G hbm"; published: 16 GB). The pages give the links' bandwidth in both directions together
-# (v5e: 400 GB/s), or of one direction in bits (v5p: 4800 Gbps): `link` is of one, in bytes.
+# Memory of TPUs is what libtpu 0.0.42 says that a program can have (v5e: "exceeds available HBM
+# (15.75G)"; published: 16 GB). The pages give the links' bandwidth in both directions together (v5e:
+# 400 GB/s), or of one direction in bits (v5p: 4800 Gbps): `link` is of one, in bytes.
 CHIPS = {
     chip.name: chip
     for chip in (
         _tpu("v5e", 15.75 * GIB, 819 * GB, 197, 200 * GB, "v5e"),
-        _tpu("v5p", 95.0 * GIB, 2765 * GB, 459, 600 * GB, "v5p"),
+        _tpu("v5p", 95.74 * GIB, 2765 * GB, 459, 600 * GB, "v5p"),
         _tpu("v6e", 31.25 * GIB, 1600 * GB, 918, 400 * GB, "v6e"),
         Chip(
             "h100",  # SXM; without sparsity

@@ -16,8 +16,10 @@ from .hlo import Instruction, Program
 
 # Instructions that move nothing: names for what is there, or, of a pair, the end.
 _FREE = frozenset(
-    ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "domain")
-    + ("partition-id", "replica-id", "opt-barrier", "add-dependency")
+    (
+        *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "domain"),
+        *("partition-id", "replica-id", "opt-barrier", "add-dependency"),
+    )
 )
 _SLICES = frozenset(("dynamic-slice", "slice", "gather"))
 # What these write over their first operand: the operand of that number.

@@ -15,7 +15,12 @@ from ..mesh import without
 from .program import Programs
 
 PyTree = Any
-_SIZES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "B": 1, "": 1}
+# What libtpu says.
+_SHORTAGES = (
+    r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm",
+    r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)",
+)
+_SIZES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "": 1}
 
 
 @dataclass(frozen=True)
@@ -95,10 +100,10 @@ def shortage(wrong: Exception) -> dict[str, float] | None:
     """What a compiler says that runs out of memory: bytes needed and capacity, or {} if it gives no
     figures. None if something else is wrong."""
     text = str(wrong)
-    found = re.search(r"[Uu]sed (\d+(?:\.\d+)?)(\w?) of (\d+(?:\.\d+)?)(\w?) hbm", text)
-    if found:
-        size = lambda number, unit: float(number) * _SIZES[unit.upper()]
-        return dict(needed=size(found[1], found[2]), capacity=size(found[3], found[4]))
+    for form in _SHORTAGES:
+        if found := re.search(form, text):
+            size = lambda number, unit: float(number) * _SIZES[unit]
+            return dict(needed=size(*found.group(1, 2)), capacity=size(*found.group(3, 4)))
     return {} if "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower() else None
 
 
