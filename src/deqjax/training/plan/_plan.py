@@ -40,8 +40,8 @@ class Plan:
         costs: of the compiled train step; None where it does not fit.
         evaluation, pull_back: one evaluation of f, and one of u -> Jᵀu, on the samples that a chip
             solves for at once; None for a model that solves nothing, or if not asked for.
-        xla_flops: what `cost_analysis` says of the train step: all loops once, elementwise
-            arithmetic included.
+        flops_once: of the train step, all loops once; and `xla_flops`, what `cost_analysis` says,
+            which counts them so and includes elementwise arithmetic.
         compile_seconds: of the train step.
     """
 
@@ -61,6 +61,7 @@ class Plan:
     costs: Costs | None
     evaluation: Cost | None
     pull_back: Cost | None
+    flops_once: float | None
     xla_flops: float | None
     compile_seconds: float
 
@@ -174,12 +175,13 @@ def plan(
     start = time.perf_counter()
     compiled, missing = _compiled(lowered)
     seconds = time.perf_counter() - start
-    costs = xla_flops = evaluation = pull_back = None
+    costs = once = xla_flops = evaluation = pull_back = None
     if compiled is None:
         fields |= missing
     else:
         fields |= from_compiler(compiled)
-        costs = program_costs(compiled.as_text() or "")
+        text = compiled.as_text() or ""
+        costs, once = program_costs(text), program_costs(text, once=True).outside.flops
         xla_flops = (compiled.cost_analysis() or {}).get("flops")
         if evaluations and model.solves:
             evaluation, pull_back = (
@@ -204,6 +206,7 @@ def plan(
         costs=costs,
         evaluation=evaluation,
         pull_back=pull_back,
+        flops_once=once,
         xla_flops=xla_flops,
         compile_seconds=seconds,
     )

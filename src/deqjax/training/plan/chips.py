@@ -36,8 +36,8 @@ def _tpu(name, memory, bandwidth, bf16, link, page) -> Chip:
 
 
 # Memory of TPUs is what libtpu 0.0.42 says that a program can have (v5e: "exceeds available HBM
-# (15.75G)"; published: 16 GB). The pages give the links' bandwidth in both directions together (v5e:
-# 400 GB/s), or of one direction in bits (v5p: 4800 Gbps): `link` is of one, in bytes.
+# (15.75G)"; published: 16 GB). The pages give the links' bandwidth in both directions together
+# (v5e: 400 GB/s), or of one direction in bits (v5p: 4800 Gbps): `link` is of one, in bytes.
 CHIPS = {
     chip.name: chip
     for chip in (

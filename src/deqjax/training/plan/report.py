@@ -97,7 +97,8 @@ def _costs(plan: Plan, forward: float, adjoint: float) -> str:
             ("forward step", costs.forward, _loops(costs.loops[0])),
             ("adjoint step", costs.adjoint, _loops(costs.loops[1])),
         ]
-    rows.append(("outside the solvers", costs.outside, ""))
+    branches = f"the costliest side of {costs.branches} branches" if costs.branches else ""
+    rows.append(("outside the solvers", costs.outside, branches))
     steps = f"with {forward:g} forward and {adjoint:g} adjoint steps"
     rows.append(("train step", plan.step(forward, adjoint), steps if plan.solves else ""))
     lines = [
@@ -105,6 +106,9 @@ def _costs(plan: Plan, forward: float, adjoint: float) -> str:
         for name, c, why in rows
         if c is not None
     ]
+    if plan.xla_flops and plan.flops_once:
+        ours, theirs = (_scaled(n, "FLOP") for n in (plan.flops_once, plan.xla_flops))
+        lines.append(f"  all loops once{ours:>27}{'':12}  XLA, with elementwise: {theirs}")
     return "\n".join(["Cost: matrix products, and traffic of the main memory", *lines])
 
 
@@ -132,11 +136,11 @@ def _collectives(plan: Plan) -> str:
 
 
 def _by_kind(found: Iterable[Collective]) -> str:
-    kinds: dict[str, tuple[int, int]] = {}
+    kinds: dict[str, tuple[float, float]] = {}
     for c in found:
         count, total = kinds.get(c.kind, (0, 0))
         kinds[c.kind] = count + c.times, total + c.bytes * c.times
-    return ", ".join(f"{n} {kind} of {size(total)}" for kind, (n, total) in kinds.items())
+    return ", ".join(f"{n:g} {kind} of {size(total)}" for kind, (n, total) in kinds.items())
 
 
 def _roofline(plan: Plan, forward: float, adjoint: float) -> str:

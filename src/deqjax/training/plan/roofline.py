@@ -43,15 +43,17 @@ class Roofline:
     adjoint: Part
 
     @classmethod
-    def of(cls, costs: Costs, chip: Chip, precision: str, steps: tuple[float, float]):
+    def of(
+        cls, costs: Costs, chip: Chip, precision: str, steps: tuple[float, float]
+    ) -> Roofline | None:
         """None for a chip of which no peaks are known."""
         if chip.bandwidth is None or chip.link is None:
             return None
         flops, bandwidth, link = chip.flops[precision], chip.bandwidth, chip.link
 
         def part(cost: Cost, times: float = 1.0) -> Part:
-            rates = (cost.flops / flops, cost.bytes / bandwidth, cost.sent / link)
-            return Part(*(times * r for r in rates))
+            total = cost * times
+            return Part(total.flops / flops, total.bytes / bandwidth, total.sent / link)
 
         forward, adjoint = steps
         return cls(part(costs.outside), part(costs.forward, forward), part(costs.adjoint, adjoint))
