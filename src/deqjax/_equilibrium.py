@@ -177,4 +177,5 @@ def _report(stats: Stats, probe: Stats | None) -> Stats | None:
     for name in ("status", "converged", "steps", "f_evals", "residual", "rel_residual"):
         value, like = getattr(stats, name), getattr(probe, name)
         fields[name] = lax.stop_gradient(value.astype(like.dtype).reshape(jnp.shape(like)))
-    return Stats(**fields)
+    # An adjoint that solves nothing reports constants, the same on every device of a `shard_map`.
+    return vary_like(Stats(**fields), probe)

@@ -100,7 +100,9 @@ def _costs(plan: Plan, forward: float, adjoint: float) -> str:
     branches = f"the costliest side of {costs.branches} branches" if costs.branches else ""
     rows.append(("outside the solvers", costs.outside, branches))
     steps = f"with {forward:g} forward and {adjoint:g} adjoint steps"
-    rows.append(("train step", plan.step(forward, adjoint), steps if plan.solves else ""))
+    if costs.loops == (0, 0):
+        steps = "every step that its loops may take" if plan.solves else ""
+    rows.append(("train step", plan.step(forward, adjoint), steps))
     lines = [
         f"  {name:<28}{_scaled(c.flops, 'FLOP'):>13}{size(c.bytes):>12}  {why}".rstrip()
         for name, c, why in rows
@@ -161,8 +163,8 @@ def _roofline(plan: Plan, forward: float, adjoint: float) -> str:
 
 def _part(p: Part) -> str:
     each = ((p.compute, "compute"), (p.memory, "HBM"), (p.links, "interconnect"))
-    said = ", ".join(f"{name} {1e3 * s:.2f}" for s, name in each)
-    return f"{1e3 * p.seconds:.2f} ms, bound by {p.bound} ({said})"
+    said = ", ".join(f"{name} {1e3 * s:.3g}" for s, name in each)
+    return f"{1e3 * p.seconds:.3g} ms, bound by {p.bound} ({said})"
 
 
 def _scaled(value: float, unit: str) -> str:
