@@ -2,7 +2,8 @@
 
     python process_programs.py FOLDER INDEX COUNT PORT [CHANGED OPTION=VALUE ...]
 
-COUNT 1 is a process on its own. Every step waits a little, so that a signal lands between two.
+COUNT 1 is a process on its own; PORT may be "launched", for what the environment says. Every step
+waits a little, so that a signal lands between two.
 """
 
 import sys
@@ -36,7 +37,9 @@ def task():
 
 if __name__ == "__main__":
     folder, index, COUNT = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    if COUNT > 1:
+    if sys.argv[4] == "launched":
+        connect(LaunchOptions())
+    elif COUNT > 1:
         connect(LaunchOptions("yes", f"127.0.0.1:{sys.argv[4]}", COUNT, index))
     changes = dict(pair.split("=", 1) for pair in sys.argv[5:])
     changes = {k: int(v) if v.isdecimal() else v for k, v in changes.items()}

@@ -17,8 +17,12 @@ from deqjax.training import Checkpoints, LaunchOptions, OptionError, connect, re
 PROGRAM = Path(__file__).with_name("process_programs.py")
 
 
-def start(folder: Path, count: int, *changes: str, last=()) -> list[subprocess.Popen]:
-    """A job of `count` processes, each with two devices; the last one with changes of its own."""
+def start(
+    folder: Path, count: int, *changes: str, last=(), launcher=None
+) -> list[subprocess.Popen]:
+    """A job of `count` processes, each with two devices; the last one with changes of its own. They
+    find each other by their arguments, or by what `launcher(index, port)` adds to the environment.
+    """
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -30,9 +34,37 @@ def start(folder: Path, count: int, *changes: str, last=()) -> list[subprocess.P
     }
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     command = [sys.executable, str(PROGRAM), str(folder)]
-    given = [[str(index), str(count), str(port), *changes] for index in range(count)]
-    given[-1] += last
-    return [subprocess.Popen([*command, *g], env=environment, **pipes) for g in given]
+    job = []
+    for index in range(count):
+        given = [str(index), str(count), "launched" if launcher else str(port), *changes]
+        given += last if index == count - 1 else ()
+        here = environment | (launcher(index, port) if launcher else {})
+        job.append(subprocess.Popen([*command, *given], env=here, **pipes))
+    return job
+
+
+def slurm(index: int, port: int) -> dict[str, str]:
+    """What srun sets for one of two tasks on one node."""
+    return {
+        "SLURM_JOB_ID": "77",
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": str(index),
+        "JAX_COORDINATOR_PORT": str(port),
+    }
+
+
+def open_mpi(index: int, port: int) -> dict[str, str]:
+    """What mpirun sets for one of two processes on one host."""
+    return {
+        "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": str(index),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(index),
+        "JAX_COORDINATOR_PORT": str(port),
+    }
 
 
 def finish(job: list[subprocess.Popen]) -> list[str]:
@@ -111,8 +143,9 @@ def test_sigterm_to_one_stops_all_and_they_go_on_with_fewer_devices(killed, tmp_
     np.testing.assert_allclose(other[stopped]["loss"], one[stopped]["loss"], rtol=1e-4)
 
 
-def test_processes_with_different_options_are_told(tmp_path):
-    job = start(tmp_path, 2, last=("seed=1",))
+@pytest.mark.parametrize("launcher", [None, slurm, open_mpi])
+def test_processes_find_each_other_and_whose_options_differ(launcher, tmp_path):
+    job = start(tmp_path, 2, last=("seed=1",), launcher=launcher)
     said = [process.communicate(timeout=120)[0] for process in job]
     for text in said:
         assert "process 1 was started with other options than process 0 (seed is 1 there" in text
