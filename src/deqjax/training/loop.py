@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -316,16 +316,24 @@ def count(params: Any) -> int:
     return sum(x.size for x in jax.tree.leaves(params))
 
 
-def load_model(task: Task, options: TrainOptions, directory: Path) -> Any:
-    """The model of the newest good checkpoint in `directory`, in eval mode.
+def load_model(
+    task: Task,
+    options: TrainOptions,
+    directory: Path,
+    which: Literal["latest", "best"] = "latest",
+) -> Any:
+    """The model of a checkpoint in `directory`, in eval mode: the newest good one, or that with the
+    lowest held-out loss.
 
     Raises:
         OptionError: there is no checkpoint.
+        CheckpointError: there are, and all are damaged, or none was evaluated when the best is
+            asked for.
     """
     optimiser = make_optimiser(options)
     graph, state = new_state(task, optimiser, options.seed, Plateau(options).init())
     with Checkpoints(directory / "checkpoints") as checkpoints:
-        restored = checkpoints.restore(state)
+        restored = checkpoints.restore(state, which)
     if restored is None:
         raise OptionError(f"{directory} has no checkpoint yet")
     model = nnx.merge(graph, restored.tree.params, restored.tree.rest)
