@@ -40,6 +40,8 @@ class Config:
     """folder of a run of experiments.language_model; what follows is about it"""
     data_dir: Path | None = None
     """where its text is now, if not where it was"""
+    which: Literal["latest", "best"] = "latest"
+    """checkpoint: the newest, or the one with the lowest held-out loss"""
     split: Literal["train", "valid", "test"] = "test"
     """the text to score"""
     tokens: int | None = None
@@ -66,6 +68,7 @@ def main(config: Config) -> Any:
     checked(config)
     names = (
         "data_dir",
+        "which",
         "split",
         "tokens",
         "rows",

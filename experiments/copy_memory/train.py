@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import jax
+
 from deqjax.data import memoryless_loss
-from deqjax.training import fit, read_metrics
+from deqjax.training import connect, fit, read_metrics
 
 from . import results
 from .task import Config, evaluate, prepare
 
 
 def main(config: Config):
+    connect(config.train.launch)
     task = prepare(config)
     name = f"copy-memory-{config.length}-{config.model}"
     if config.train.seed:
         name += f"-seed{config.train.seed}"
     run = fit(task, config.train, config, name=name)
+    if jax.process_index():
+        return run
     score = evaluate(run.model, task.test, config.train.batch_size)
     kept = {k: run.result[k] for k in ("parameters", "seconds", "steps", "jax")}
     solves = results.over_training(read_metrics(run.directory))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from deqjax._options import choose
 from deqjax.data import Corpus, Vocabulary
@@ -25,8 +25,8 @@ class Loaded(NamedTuple):
     model: Any
 
 
-def load(run: Path, data_dir: Path | None) -> Loaded:
-    """What a run's folder holds, with the newest good checkpoint."""
+def load(run: Path, data_dir: Path | None, which: Literal["latest", "best"] = "latest") -> Loaded:
+    """What a run's folder holds, with its newest good checkpoint or its best one."""
     if not (run / "config.json").exists():
         raise OptionError(f"{run} holds no run: train one with experiments.language_model")
     config = read_config(Config, run)
@@ -39,13 +39,14 @@ def load(run: Path, data_dir: Path | None) -> Loaded:
             f"the text in {config.data_dir} gives another vocabulary than the one that {run} was "
             "trained with: give --data-dir of the same text"
         )
-    return Loaded(config, corpus, task, load_model(task, config.train, run))
+    return Loaded(config, corpus, task, load_model(task, config.train, run, which))
 
 
 def main(
     run: Path,
     data_dir: Path | None = None,
     *,
+    which: Literal["latest", "best"] = "latest",
     split: str = "test",
     tokens: int | None = None,
     rows: int | None = None,
@@ -54,7 +55,7 @@ def main(
     **solver: Any,
 ) -> list[trade.Line]:
     """Print perplexity at the setting of training, or that of `solver`; and the whole table."""
-    config, corpus, task, model = load(run, data_dir)
+    config, corpus, task, model = load(run, data_dir, which)
     if rows is not None:
         config = dataclasses.replace(config, eval_rows=rows)
     given = {k: v for k, v in solver.items() if v is not None}
@@ -80,7 +81,9 @@ def main(
         trade.plot(lines, run / f"{name}.png", f"{run.name}: solver steps traded for perplexity")
         print(f"picture: {run / name}.png")
     if record:
-        if given or tokens is not None or split != "test":
-            raise OptionError("--record keeps the score of the whole test text, as trained")
+        if given or tokens is not None or split != "test" or which != "latest":
+            raise OptionError(
+                "--record keeps the score of the whole test text by the end of training, as trained"
+            )
         print(f"recorded: {results.record(run, config, task, lines[0])}")
     return lines

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import jax
+
 from deqjax.data import Corpus, bigram_perplexity, unigram_perplexity
-from deqjax.training import Run, fit, sample
+from deqjax.training import Run, connect, fit, sample
 
 from .config import Config
 from .task import VOCABULARY, prepare
 
 
 def main(config: Config) -> Run:
+    connect(config.train.launch)
     corpus, task = prepare(config)
     size = len(corpus.vocabulary)
     baselines = {
         "unigram": unigram_perplexity(corpus.train, corpus.valid, size),
         "bigram": bigram_perplexity(corpus.train, corpus.valid, size),
     }
-    print(
+    say = print if jax.process_index() == 0 else lambda text: None
+    say(
         f"{config.dataset}: {len(corpus.train):,} training and {len(corpus.valid):,} held-out "
         f"tokens ({corpus.level}), vocabulary {size:,}"
     )
@@ -25,7 +29,8 @@ def main(config: Config) -> Run:
         name += f"-{config.model}"
     files = {VOCABULARY: corpus.vocabulary.save}
     run = fit(task, config.train, config, name=name, baselines=baselines, files=files)
-    report(config, run, corpus, baselines)
+    if jax.process_index() == 0:
+        report(config, run, corpus, baselines)
     return run
 
 

@@ -309,6 +309,7 @@ def test_recorded_figures_come_from_recorded_weights(folder):
     assert score.loss == pytest.approx(scores["loss"], rel=0.1)
 
 
+@pytest.mark.slow
 def test_runs_are_recorded_with_their_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "RECORDED", tmp_path / "recorded")
     flags = ["--length", "5", "--train-sequences", "8", "--test-sequences", "6", "--width", "8"]
@@ -328,6 +329,7 @@ def test_runs_are_recorded_with_their_table(tmp_path, monkeypatch, capsys):
     assert f"{scores['loss']:.2e}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_stack_is_trained_to_settle_and_the_solve_is_not(tmp_path):
     """The penalty is in the loss of a stack's step, and only there."""
     losses = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deqjax.training import Checkpoints, Interrupted, OptionError, read_metrics
+from deqjax.training import Checkpoints, Interrupted, OptionError, load_model, read_metrics
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny_run
@@ -51,6 +51,14 @@ def test_the_best_checkpoint_is_kept_by_its_validation_loss(whole):
         kept = checkpoints.steps()
         assert kept[-3:] == [8, 10, 12]  # step 5 was evaluated and not saved
         assert checkpoints.best == min((10, 12), key=lambda step: (losses[step], -step))
+
+
+def test_a_model_is_loaded_from_the_newest_or_the_best_checkpoint(whole):
+    task, options = tiny_run.task(), tiny_run.options(whole.parent)
+    losses = {row["step"]: row["valid_loss"] for row in rows(whole) if "valid_loss" in row}
+    loss = lambda which: task.evaluate(load_model(task, options, whole, which))["valid_loss"]
+    assert loss("latest") == losses[12]
+    assert loss("best") == min(losses[10], losses[12])
 
 
 def test_sigkill_anywhere_changes_nothing(whole, tmp_path):

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import io
 import math
-import os
-import shutil
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from flax import nnx
 
 from .checkpoints import Checkpoints
+from .checkpoints.processes import Processes
 from .curves import plot_curves
+from .folder import claim, describe, snapshot, write_json
 from .metrics import MetricsWriter, read_metrics
 from .options import OptionError, Phase, TrainOptions
 from .parallel import Parallel
@@ -29,10 +28,9 @@ from .progress import Progress
 from .schedules import Plateau
 from .schedules import optimiser as make_optimiser
 from .step import Task, TrainState, make_step, new_state
+from .stopping import stop_requests
 from .watch import ConvergenceWatch
 from .weights import save_weights
-
-Config = TypeVar("Config")
 
 _SHOWN = (
     *("loss", "perplexity", "recall", "forward_steps", "adjoint_steps", "converged"),
@@ -68,8 +66,13 @@ def fit(
 
     Leaves `runs/<name>/` with `config.json`, `metrics.jsonl`, `checkpoints/`, and, at the end,
     `curves.png` and `result.json`. A run that is killed at any moment and started again follows
-    the same sequence of states, bit for bit on one machine: the state holds parameters, optimiser,
-    random keys, memory and the position in the data.
+    the same sequence of states, bit for bit on the same devices: the state holds parameters,
+    optimiser, random keys, memory and the position in the data. On others it goes on as far as
+    rounding allows.
+
+    In a job of several processes (`connect`) all of them call this with the same options and one
+    `options.runs` that all can see. Each brings the samples of its own devices and writes its own
+    part of the checkpoints; process 0 evaluates and writes everything else.
 
     Args:
         task: what to train.
@@ -80,21 +83,22 @@ def fit(
         files: what else belongs into the folder from the beginning: names, and what writes them.
 
     Raises:
-        OptionError: the folder holds a run with another config, the options ask for a mesh that
-            cannot be, or there are several processes, which this loop is not made for yet.
+        OptionError: the folder holds a run with another config, or the options ask for a mesh that
+            cannot be.
+        CheckpointError: a checkpoint could not be written, or another process of the job failed.
         Interrupted: Ctrl-C or SIGTERM.
         FloatingPointError: no step has a finite gradient, and no checkpoint helps.
     """
-    if jax.process_count() > 1:
-        raise OptionError(
-            f"this loop trains in one process and there are {jax.process_count()}: start one, with "
-            "all its devices in --mesh"
-        )
     parallel = Parallel.of(options)  # before the folder is touched
     directory = options.runs / (options.name or name)
-    _claim(directory, config, options.restart)
-    for file, write in (files or {}).items():
-        write(directory / file)
+    processes = Processes("run")
+
+    def claim_folder(described: list[dict[str, Any]]) -> None:
+        claim(directory, described, options.restart)
+        for file, write in (files or {}).items():
+            write(directory / file)
+
+    processes.agree(lambda: describe(config), claim_folder)
     optimiser, plateau = make_optimiser(options), Plateau(options)
     graph, state = new_state(task, optimiser, options.seed, plateau.init(), parallel)
     with Checkpoints(directory / "checkpoints") as checkpoints:
@@ -104,7 +108,10 @@ def fit(
         if restored is not None:
             state, seconds = restored.tree, restored.info["seconds"]
         start = int(state.step)
-        metrics = MetricsWriter.resume(directory, start, tensorboard=options.tensorboard or False)
+        metrics = None
+        if processes.first:
+            board = options.tensorboard or False
+            metrics = MetricsWriter.resume(directory, start, tensorboard=board)
 
         @cache  # each phase is compiled once, when it first comes
         def compiled(phase: Phase) -> Callable:
@@ -113,32 +120,22 @@ def fit(
             return parallel.compile(step, shape)
 
         session = _Session(
-            directory, task, options, graph, parallel, compiled, checkpoints, metrics, seconds
+            directory,
+            task,
+            options,
+            graph,
+            parallel,
+            processes,
+            compiled,
+            checkpoints,
+            metrics,
+            seconds,
         )
-        session.watch.catch_up(read_metrics(directory))
-        with metrics:
+        with metrics or nullcontext():
             state = session.train(state, start)
-    model = session.model(state)
-    result = {
-        "steps": int(state.step),
-        "seconds": round(session.seconds(), 1),
-        "parameters": count(state.params),
-        "skipped_steps": int(state.skipped),
-        **_tail(read_metrics(directory)),
-        **session.watch.summary(),
-        **session.last_evaluation(state),
-        "baselines": baselines or {},
-        "jax": jax.__version__,
-        "backend": jax.default_backend(),
-    }
-    write_json(directory / "result.json", result)
-    plot_curves(
-        read_metrics(directory),
-        directory / "curves.png",
-        title=f"{directory.name}: {result['parameters']:,} parameters, {result['steps']} steps",
-        baselines=baselines or {},
-    )
-    return Run(directory, model, result)
+    evaluated = session.last_evaluation(state)
+    record = lambda: session.record(state, evaluated, baselines or {})
+    return Run(directory, session.model(state), processes.by_first(record))
 
 
 @dataclasses.dataclass(eq=False)
@@ -150,9 +147,10 @@ class _Session:
     options: TrainOptions
     graph: nnx.GraphDef
     parallel: Parallel
+    processes: Processes
     compiled: Callable[[Phase], Callable]
     checkpoints: Checkpoints
-    metrics: MetricsWriter
+    metrics: MetricsWriter | None  # process 0 alone writes
     before: float  # seconds of earlier calls
 
     def __post_init__(self) -> None:
@@ -161,6 +159,8 @@ class _Session:
         self.watch = ConvergenceWatch()
         self.recovered: int | None = None  # the checkpoint that was gone back to last
         self.evaluated: tuple[int, dict[str, float]] | None = None
+        if self.metrics is not None:
+            self.watch.catch_up(read_metrics(self.directory))
 
     def seconds(self) -> float:
         """Wall time of the run so far, earlier calls included."""
@@ -175,20 +175,51 @@ class _Session:
         return self.parallel.put(batch, size), tokens
 
     def model(self, state: TrainState) -> Any:
-        model = nnx.merge(self.graph, state.params, state.rest)
+        """The model in eval mode, on devices of this process. All processes must ask."""
+        model = nnx.merge(self.graph, *self.parallel.here((state.params, state.rest)))
         model.eval()
         return model
 
     def last_evaluation(self, state: TrainState) -> dict[str, float]:
         step = int(state.step)
         if self.evaluated is None or self.evaluated[0] != step:
-            self.evaluated = step, self.task.evaluate(self.model(state))
+            model = self.model(state)
+            found = self.processes.by_first(lambda: _floats(self.task.evaluate(model)))
+            self.evaluated = step, found
         return self.evaluated[1]
+
+    def record(
+        self, state: TrainState, evaluated: dict[str, float], baselines: dict[str, float]
+    ) -> dict[str, Any]:
+        """Write result.json and the curves of a run that has ended."""
+        rows = read_metrics(self.directory)
+        result = {
+            "steps": int(state.step),
+            "seconds": round(self.seconds(), 1),
+            "parameters": count(state.params),
+            "skipped_steps": int(state.skipped),
+            **_tail(rows),
+            **self.watch.summary(),
+            **evaluated,
+            "baselines": baselines,
+            "jax": jax.__version__,
+            "backend": jax.default_backend(),
+        }
+        write_json(self.directory / "result.json", result)
+        plot_curves(
+            rows,
+            self.directory / "curves.png",
+            title=f"{self.directory.name}: {result['parameters']:,} parameters, "
+            f"{result['steps']} steps",
+            baselines=baselines,
+        )
+        return result
 
     def train(self, state: TrainState, start: int) -> TrainState:
         options = self.options
         batches = Prefetch(self._batch, start, options.steps)
-        with Progress(options.steps) as progress, _stop_requests() as asked, batches:
+        shown = Progress(options.steps, out=None if self.processes.first else _Nowhere())
+        with shown as progress, stop_requests() as asked, batches:
             if 0 < start < options.steps:
                 progress.note(f"continuing at step {start} of {options.steps}")
             began, tokens, waited = time.monotonic(), 0, batches.waited
@@ -209,8 +240,10 @@ class _Session:
                     row |= found
                     if "valid_loss" in found:
                         plateau = self.plateau.update(state.plateau, found["valid_loss"])
-                        state = dataclasses.replace(state, plateau=plateau)
-                if row:
+                        state = dataclasses.replace(
+                            state, plateau=self.parallel.everywhere(plateau)
+                        )
+                if row and self.metrics is not None:
                     self.metrics.write(done, **row)
                 if "loss" in row:
                     news = self.watch.see(done, row)
@@ -220,11 +253,13 @@ class _Session:
                     began, tokens, waited = time.monotonic(), 0, batches.waited
                 if row.get("in_a_row", 0) >= _PATIENCE:
                     state = self._recovered(state, progress)
+                stop = not last and asked(done)
                 if options.snapshot_every and done % options.snapshot_every == 0:
-                    save_weights(snapshot(self.directory, done), self.model(state))
-                if done % options.checkpoint_every == 0 or last or asked:
-                    self._save(state, done, wait=bool(last or asked))
-                if asked and not last:
+                    model, file = self.model(state), snapshot(self.directory, done)
+                    self.processes.by_first(lambda: save_weights(file, model))  # noqa: B023
+                if done % options.checkpoint_every == 0 or last or stop:
+                    self._save(state, done, wait=last or stop)
+                if stop:
                     progress.close()
                     kept = self.checkpoints.latest
                     where = "the beginning" if kept is None else f"the checkpoint of step {kept}"
@@ -268,16 +303,12 @@ class _Session:
             if wait:
                 self.checkpoints.wait()
             return  # what led to non-finite steps is not worth keeping
-        self.metrics.sync()  # first: a checkpoint must not know of steps that the metrics lack
+        if self.metrics is not None:
+            self.metrics.sync()  # first: a checkpoint must not know of steps that the metrics lack
         info = {"seconds": round(self.seconds(), 3)}
         evaluated, found = self.evaluated or (None, {})
         metric = found.get("valid_loss") if evaluated == step else None
         self.checkpoints.save(step, state, info, metric=metric, wait=wait)
-
-
-def snapshot(directory: Path, step: int) -> Path:
-    """Where a run in `directory` keeps its weights of that step."""
-    return directory / "snapshots" / f"{step:08d}.npz"
 
 
 def count(params: Any) -> int:
@@ -285,62 +316,24 @@ def count(params: Any) -> int:
     return sum(x.size for x in jax.tree.leaves(params))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file in one move."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
-    os.replace(partial, path)
-
-
-def _claim(directory: Path, config: Any, restart: bool) -> None:
-    """Make the folder this run's own, or find that it already is."""
-    if restart and directory.exists():
-        shutil.rmtree(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "config.json"
-    wanted = json.loads(json.dumps(_flat(config), default=str))
-    if path.exists():
-        try:
-            found = json.loads(path.read_text())
-        except json.JSONDecodeError:
-            found = {}
-        different = sorted(k for k in wanted | found if wanted.get(k) != found.get(k))
-        if different:
-            k = different[0]
-            raise OptionError(
-                f"{directory} holds a run with other options ({k} was {found.get(k)!r}, now "
-                f"{wanted.get(k)!r}): choose another --name, or --restart to delete that run"
-            )
-    write_json(path, wanted)
-
-
-def read_config(kind: type[Config], directory: Path) -> Config:
-    """The config of the run in `directory`, as the (nested) dataclass it was written from."""
-    found = json.loads((directory / "config.json").read_text())
-
-    def build(kind: Any, default: Any) -> Any:
-        values = {}
-        for field in dataclasses.fields(kind):
-            value = getattr(default, field.name)
-            if dataclasses.is_dataclass(value):
-                values[field.name] = build(type(value), value)
-            elif field.name in found:
-                values[field.name] = found[field.name]
-        return kind(**values)
-
-    return build(kind, kind())
-
-
-def load_model(task: Task, options: TrainOptions, directory: Path) -> Any:
-    """The model of the newest good checkpoint in `directory`, in eval mode.
+def load_model(
+    task: Task,
+    options: TrainOptions,
+    directory: Path,
+    which: Literal["latest", "best"] = "latest",
+) -> Any:
+    """The model of a checkpoint in `directory`, in eval mode: the newest good one, or that with the
+    lowest held-out loss.
 
     Raises:
         OptionError: there is no checkpoint.
+        CheckpointError: there are, and all are damaged, or none was evaluated when the best is
+            asked for.
     """
     optimiser = make_optimiser(options)
     graph, state = new_state(task, optimiser, options.seed, Plateau(options).init())
     with Checkpoints(directory / "checkpoints") as checkpoints:
-        restored = checkpoints.restore(state)
+        restored = checkpoints.restore(state, which)
     if restored is None:
         raise OptionError(f"{directory} has no checkpoint yet")
     model = nnx.merge(graph, restored.tree.params, restored.tree.rest)
@@ -348,36 +341,15 @@ def load_model(task: Task, options: TrainOptions, directory: Path) -> Any:
     return model
 
 
-def _flat(config: Any) -> dict[str, Any]:
-    """Field names and values of nested dataclasses; where a run lives is not part of what it is."""
-    flat: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            flat |= _flat(value)
-        elif field.name not in ("runs", "name", "restart", "parallel", "mesh"):
-            flat[field.name] = value
-    return flat
+class _Nowhere(io.StringIO):
+    """Keeps nothing of what it is told."""
+
+    def write(self, text: str, /) -> int:
+        return len(text)
 
 
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """A list that Ctrl-C or SIGTERM makes true; a second Ctrl-C interrupts at once."""
-    asked: list[int] = []
-
-    def ask(number, frame):
-        asked.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    try:
-        old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's
-        old = {}
-    try:
-        yield asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+def _floats(found: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in found.items()}
 
 
 def _tokens(batch: Any) -> int:

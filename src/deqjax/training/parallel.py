@@ -117,6 +117,28 @@ class Parallel:
 
         return jax.tree.map(place, batch, row_specs(batch))
 
+    def everywhere(self, values: PyTree) -> PyTree:
+        """What every process holds alike, on all devices."""
+        mesh = self.mesh
+        if mesh is None:
+            return values
+        spread = NamedSharding(mesh, PartitionSpec())
+
+        def place(x):
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, spread, lambda _: x)
+
+        return jax.tree.map(place, values)
+
+    def here(self, tree: PyTree) -> PyTree:
+        """The arrays of a job of several processes, whole, on one device of this process, for what
+        it does with them alone. All processes must ask. In one process, `tree` as it is."""
+        mesh = self.mesh
+        if mesh is None or jax.process_count() == 1:
+            return tree
+        whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        return jax.tree.map(lambda x: x.addressable_data(0), whole(tree))
+
     def spread(self, local: Local) -> Local:
         """`local`, for the samples in hand, as a function of the whole batch."""
         if self.mesh is None:

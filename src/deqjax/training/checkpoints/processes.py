@@ -86,6 +86,10 @@ class Processes:
             raise CheckpointError(verdict["error"])
         return verdict["value"]
 
+    def by_first(self, work: Callable[[], Any]) -> Any:
+        """`work()`, done by process 0, on all of them."""
+        return self.agree(lambda: work() if self.first else None, lambda found: found[0])
+
     def _get(self, key: str) -> Any:
         deadline = time.monotonic() + _PATIENCE
         while True:
