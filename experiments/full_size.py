@@ -13,9 +13,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
-import os
 import platform
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -31,10 +29,12 @@ from deqjax.nn import DEQ, TransformerInput
 from deqjax.solvers import Anderson, Broyden, Solver
 from deqjax.training import OptionError, command_line
 from deqjax.training.configs import CONFIGS, FullSize, named
+from deqjax.training.plan.memory import shortage
+from deqjax.training.plan.topology import devices_of
 
 Target = Literal["cpu", "v5e", "v5p"]
 SolverName = Literal["anderson", "anderson-bfloat16", "broyden"]
-TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1"}
+TOPOLOGIES = {"cpu": "cpu:1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1"}
 SOLVERS: dict[SolverName, Solver] = {
     "anderson": Anderson(),
     "anderson-bfloat16": Anderson(history_dtype="bfloat16"),
@@ -171,27 +171,16 @@ def training_loss(
 
 
 def _device(target: Target) -> Any:
-    if target == "cpu":
-        return jax.devices("cpu")[0]
-    # No TPU is here, so there is no server that could describe it.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    from jax.experimental import topologies
-
-    try:
-        return topologies.get_topology_desc(TOPOLOGIES[target], platform="tpu").devices[0]
-    except Exception as wrong:
-        raise OptionError(
-            f"--target {target} needs libtpu, the one of this jax: pip install "
-            f"'jax[tpu]=={jax.__version__}' ({str(wrong).splitlines()[0]})"
-        ) from None
+    return devices_of(TOPOLOGIES[target])[1][0]
 
 
 def _shortage(wrong: Exception) -> str:
     """What a compiler that gives up says, in short."""
-    found = re.search(r"Used (\S+) of (\S+) hbm", str(wrong))
-    if found is None:
+    found = shortage(wrong)
+    if not found:
         return str(wrong)[:300]
-    return f"it needs {found[1]}, the chip has {found[2]}: take a larger --target"
+    needed, capacity = (found[k] / 2**30 for k in ("needed", "capacity"))
+    return f"it needs {needed:.2f} GiB, the chip has {capacity:.2f}: take a larger --target"
 
 
 def _chosen(only: Iterable[str]) -> list[str]:
