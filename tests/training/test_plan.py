@@ -176,6 +176,22 @@ dim_labels=0bf_0io->0bf
     assert program_costs(plain).outside.flops == 2 * 5 * 3 * 7
 
 
+def test_a_product_that_cublas_computes():
+    text = """\
+ENTRY %main (x: f32[16,32], w: f32[32,8]) -> f32[16,8] {
+  %x = f32[16,32]{1,0} parameter(0)
+  %w = f32[32,8]{1,0} parameter(1)
+  %both = (f32[16,8]{1,0}, s8[4194304]{0}) custom-call(%x, %w), custom_call_target="__cublas$gemm",\
+ backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],\
+"rhs_contracting_dimensions":["0"]}}}
+  ROOT %y = f32[16,8]{1,0} get-tuple-element(%both), index=0
+}
+"""
+    cost = program_costs(text).outside
+    assert cost.flops == 2 * 16 * 32 * 8
+    assert cost.bytes == 4 * (16 * 32 + 32 * 8 + 16 * 8)
+
+
 def test_a_compiled_program_against_its_own_arithmetic():
     """And against `cost_analysis`, which counts the body of a loop once."""
 
@@ -262,16 +278,20 @@ def test_wrong_options_are_one_sentence():
 def test_a_compiler_that_is_missing_is_named(monkeypatch):
     from jax.experimental import topologies
 
-    def missing(*_, **__):
+    def missing(*_, platform, **__):
+        if platform == "cuda":
+            raise NotImplementedError("topology not implemented for cuda")
         raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
 
     monkeypatch.setattr(topologies, "get_topology_desc", missing)
-    for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE"):
+    for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"):
         monkeypatch.setenv(name, "")
     with pytest.raises(OptionError, match=r"pip install 'jax\[tpu\]=="):
         devices_of("v5e:2x2")
-    with pytest.raises(OptionError, match="GPUs of this kind here, and there are 0"):
+    with pytest.raises(OptionError, match=r"pip install 'jax\[cuda12\]=="):
         devices_of("h100:1")
+    with pytest.raises(OptionError, match="take 8 or 16"):
+        devices_of("h100:12")
 
 
 # ---------------------------------------------------------------------------------- the search
@@ -337,4 +357,14 @@ def test_a_tpu_program():
     for got in (found.evaluation.flops, found.costs.forward.flops):
         assert 1 <= got / (2 * cell_flops(SMALL)) < 1.05, got
     assert 0.8 < found.flops_once / found.xla_flops <= 1
+    assert not found.costs.forward.collectives and not found.costs.adjoint.collectives
+
+
+@pytest.mark.slow
+def test_a_gpu_program():
+    pytest.importorskip("jax_plugins.xla_cuda12")
+    found = plan(SMALL, "h100:4", global_batch=8)
+    assert found.chips == 4 and found.costs.loops == (1, 1)
+    for got in (found.evaluation.flops, found.costs.forward.flops):
+        assert 1 <= got / (2 * cell_flops(SMALL)) < 1.05, got
     assert not found.costs.forward.collectives and not found.costs.adjoint.collectives

@@ -22,8 +22,7 @@ class Config:
     config: str = "wt103-transformer-medium"
     """a name in deqjax.training.configs"""
     topology: str = "v5e:4x4"
-    """chips and their shape: v5e:16x16, v5p:2x2x1, v6e:4x4, h100:8 (only GPUs that are here), or
-    cpu:8 to try things out"""
+    """chips and their shape: v5e:16x16, v5p:2x2x1, v6e:4x4, h100:8, or cpu:8 to try things out"""
     global_batch: int | None = None
     """samples in a step; the paper's, rounded up to a multiple of the shards, if not given"""
     parallel: Literal["shard_map", "jit", "pmap"] = "shard_map"

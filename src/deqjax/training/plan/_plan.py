@@ -12,7 +12,7 @@ import jax
 from ..configs import FullSize, named
 from ..mesh import parse_mesh
 from ..options import OptionError, SolverOptions, TrainOptions, checked
-from .chips import Chip
+from .chips import GPU_OPTIONS, GPUS, Chip
 from .cost import Cost, Costs, program_costs
 from .memory import Memory, from_compiler, from_shapes, shortage
 from .program import Programs
@@ -134,8 +134,7 @@ def plan(
 
     Args:
         config: a name in `deqjax.training.configs.CONFIGS`, or such a configuration.
-        topology: "v5e:16x16", "v5p:2x2x1", "v6e:4x4", "h100:8" (only GPUs that are here), or
-            "cpu:8".
+        topology: "v5e:16x16", "v5p:2x2x1", "v6e:4x4", "h100:8", or "cpu:8".
         global_batch: samples in a step; if not given, the configuration's own, rounded up to what
             can be cut evenly.
         parallel, mesh, accumulate: as in `TrainOptions`.
@@ -173,7 +172,7 @@ def plan(
     fields = from_shapes(programs, chip.memory)
     lowered = programs.train_step()
     start = time.perf_counter()
-    compiled, missing = _compiled(lowered)
+    compiled, missing = _compiled(lowered, chip)
     seconds = time.perf_counter() - start
     costs = once = xla_flops = evaluation = pull_back = None
     if compiled is None:
@@ -184,9 +183,9 @@ def plan(
         costs, once = program_costs(text), program_costs(text, once=True).outside.flops
         xla_flops = (compiled.cost_analysis() or {}).get("flops")
         if evaluations and model.solves:
+            alone = [_compiled(programs.evaluation(adjoint=a), chip)[0] for a in (False, True)]
             evaluation, pull_back = (
-                program_costs(programs.evaluation(adjoint=a).compile().as_text() or "").forward
-                for a in (False, True)
+                None if c is None else program_costs(c.as_text() or "").forward for c in alone
             )
     found = programs.parallel.mesh
     return Plan(
@@ -249,10 +248,12 @@ def _batch(model: FullSize, options: TrainOptions, devices: list, given: int | N
     return -(-model.batch // unit) * unit
 
 
-def _compiled(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, dict[str, float]]:
+def _compiled(
+    lowered: jax.stages.Lowered, chip: Chip
+) -> tuple[jax.stages.Compiled | None, dict[str, float]]:
     """The program; or None, and what is known of the memory that it would need."""
     try:
-        return lowered.compile(), {}
+        return lowered.compile(GPU_OPTIONS if chip.name in GPUS else None), {}
     except jax.errors.JaxRuntimeError as wrong:
         missing = shortage(wrong)
         if missing is None:

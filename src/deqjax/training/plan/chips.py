@@ -55,3 +55,25 @@ CHIPS = {
         Chip("cpu", float("inf"), None, {}, None, "this machine: nothing is known of it"),
     )
 }
+
+# Products go to cuBLAS: the sizes of Triton's tiles are found by trying them out on a GPU.
+GPU_OPTIONS: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
+# What XLA must know of a GPU to compile for one that is not there (its `GpuTargetConfigProto`).
+GPUS = {
+    "h100": """
+        gpu_device_info {
+          cuda_compute_capability { major: 9 }
+          core_count: 132  fpus_per_core: 128  threads_per_warp: 32
+          threads_per_block_limit: 1024  threads_per_core_limit: 2048
+          thread_dim_limit_x: 1024  thread_dim_limit_y: 1024  thread_dim_limit_z: 64
+          block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
+          registers_per_core_limit: 65536  registers_per_block_limit: 65536
+          shared_memory_per_core: 233472  shared_memory_per_block: 49152
+          shared_memory_per_block_optin: 232448  l2_cache_size: 52428800
+          clock_rate_ghz: 1.98  memory_bandwidth: 3350000000000  device_memory_size: 80000000000
+        }
+        platform_name: "CUDA"
+        dnn_version_info { major: 9  minor: 8 }
+        device_description_str: "NVIDIA H100 80GB HBM3"
+    """,
+}

@@ -12,7 +12,7 @@ import jax
 
 from ..._errors import suggest
 from ..options import OptionError
-from .chips import CHIPS, Chip
+from .chips import CHIPS, GPUS, Chip
 
 _FORM = re.compile(r"([a-z0-9]+):(\d+(?:x\d+)*)$")
 
@@ -37,7 +37,7 @@ def devices_of(topology: str) -> tuple[Chip, list[Any]]:
     chip, sizes = CHIPS[found[1]], [int(n) for n in found[2].split("x")]
     if chip.name == "cpu":
         return chip, _processors(math.prod(sizes))
-    if chip.name == "h100":
+    if chip.name in GPUS:
         return chip, _gpus(chip.name, math.prod(sizes))
     return chip, _tpus(topology, sizes)
 
@@ -81,16 +81,24 @@ def _tpus(topology: str, sizes: list[int]) -> list[Any]:
 
 
 def _gpus(kind: str, count: int) -> list[Any]:
-    """GPUs that are here. (JAX describes none that are not.)"""
-    try:
-        devices = jax.devices("cuda")
-    except RuntimeError:
-        devices = []
-    fitting = [d for d in devices if kind in d.device_kind.lower()]
-    if len(fitting) < count:
+    # The plugin may be there without the libraries that run its programs.
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    from jax.experimental import topologies
+
+    hosts, rest = divmod(count, 8)
+    if count > 8 and rest:
         raise OptionError(
-            f"--topology {kind}:{count} needs that many GPUs of this kind here, and there are "
-            f"{len(fitting)}; with the CUDA plugin (pip install 'jax[cuda12]=={jax.__version__}') "
-            "JAX compiles for the GPUs it sees, and for TPUs without seeing any"
+            f"--topology {kind}:{count} is no whole number of hosts, which have 8 GPUs each: take "
+            f"{8 * hosts} or {8 * (hosts + 1)}"
         )
-    return fitting[:count]
+    shape = f"1x1x{count}" if count <= 8 else f"1x{hosts}x8"
+    try:
+        found = topologies.get_topology_desc(
+            "", platform="cuda", target_config=GPUS[kind], topology=shape
+        )
+    except NotImplementedError:
+        raise OptionError(
+            f"--topology {kind}:{count} needs the CUDA plugin of this jax, but no GPU: pip install "
+            f"'jax[cuda12]=={jax.__version__}'"
+        ) from None
+    return list(found.devices)
