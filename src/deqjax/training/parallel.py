@@ -194,7 +194,10 @@ class Parallel:
             at = lambda tree, specs: lax.with_sharding_constraint(tree, shardings(specs, mesh))
             # Gathered once, before any loop.
             sums, carry, rest = local(at(params, whole), rest, carry, batch, step, 0)
-            return sums._replace(grads=at(sums.grads, stored)), at(carry, row_specs(carry)), rest
+            # Summed whole, and then cut: asked for the parts at once, the compiler would spread
+            # activations over the axis of the parameters instead.
+            grads = at(at(sums.grads, whole), stored)
+            return sums._replace(grads=grads), at(carry, row_specs(carry)), rest
 
         return run
 
