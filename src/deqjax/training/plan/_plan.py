@@ -7,14 +7,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import jax
-
 from ..configs import FullSize, named
 from ..mesh import parse_mesh
 from ..options import OptionError, SolverOptions, TrainOptions, checked
-from .chips import GPU_OPTIONS, GPUS, Chip
+from .chips import Chip
 from .cost import Cost, Costs, program_costs
-from .memory import Memory, from_compiler, from_shapes, shortage
+from .memory import Memory, compile_for, from_compiler, from_shapes
 from .program import Programs
 from .roofline import Roofline
 from .search import Largest, largest_batch
@@ -99,9 +97,13 @@ class Plan:
         plain = lambda x: None if x is None else asdict(x)
         for name in ("memory", "evaluation", "pull_back"):
             found[name] = plain(found[name])
-        found["memory"] |= dict(activations=self.memory.activations, fits=self.fits)
+        bounded = self.memory.capacity < float("inf")
+        capacity = self.memory.capacity if bounded else None  # JSON has no infinity
+        found["memory"] |= dict(
+            activations=self.memory.activations, fits=self.fits, capacity=capacity
+        )
         return found | dict(
-            chip=asdict(self.chip),
+            chip=asdict(self.chip) | dict(memory=capacity),
             global_batch=self.global_batch,
             parallel=options.parallel,
             accumulate=options.accumulate,
@@ -172,7 +174,7 @@ def plan(
     fields = from_shapes(programs, chip.memory)
     lowered = programs.train_step()
     start = time.perf_counter()
-    compiled, missing = _compiled(lowered, chip)
+    compiled, missing = compile_for(lowered, chip)
     seconds = time.perf_counter() - start
     costs = once = xla_flops = evaluation = pull_back = None
     if compiled is None:
@@ -183,7 +185,7 @@ def plan(
         costs, once = program_costs(text), program_costs(text, once=True).outside.flops
         xla_flops = (compiled.cost_analysis() or {}).get("flops")
         if evaluations and model.solves:
-            alone = [_compiled(programs.evaluation(adjoint=a), chip)[0] for a in (False, True)]
+            alone = [compile_for(programs.evaluation(adjoint=a), chip)[0] for a in (False, True)]
             evaluation, pull_back = (
                 None if c is None else program_costs(c.as_text() or "").forward for c in alone
             )
@@ -246,16 +248,3 @@ def _batch(model: FullSize, options: TrainOptions, devices: list, given: int | N
     sizes = {"data": len(devices)} if options.mesh is None else parse_mesh(options.mesh)
     unit = sizes["data"] * sizes.get("fsdp", 1) * options.accumulate
     return -(-model.batch // unit) * unit
-
-
-def _compiled(
-    lowered: jax.stages.Lowered, chip: Chip
-) -> tuple[jax.stages.Compiled | None, dict[str, float]]:
-    """The program; or None, and what is known of the memory that it would need."""
-    try:
-        return lowered.compile(GPU_OPTIONS if chip.name in GPUS else None), {}
-    except jax.errors.JaxRuntimeError as wrong:
-        missing = shortage(wrong)
-        if missing is None:
-            raise
-        return None, missing

@@ -1,4 +1,4 @@
-"""What a compiled train step needs of a chip's memory."""
+"""What a compiled train step needs of a chip's memory; and compilations that run out of it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ...solvers.base import Point
 from ..mesh import without
+from .chips import GPU_OPTIONS, GPUS, Chip
 from .program import Programs
 
 PyTree = Any
@@ -94,6 +95,19 @@ def from_compiler(compiled: jax.stages.Compiled) -> dict[str, Any]:
     code = found.generated_code_size_in_bytes
     peak = arguments + results + temporary + code
     return dict(arguments=arguments, results=results, temporary=temporary, code=code, peak=peak)
+
+
+def compile_for(
+    lowered: jax.stages.Lowered, chip: Chip
+) -> tuple[jax.stages.Compiled | None, dict[str, float]]:
+    """The program; or None, and what is known of the memory that it would need (`shortage`)."""
+    try:
+        return lowered.compile(GPU_OPTIONS if chip.name in GPUS else None), {}
+    except jax.errors.JaxRuntimeError as wrong:
+        missing = shortage(wrong)
+        if missing is None:
+            raise
+        return None, missing
 
 
 def shortage(wrong: Exception) -> dict[str, float] | None:
