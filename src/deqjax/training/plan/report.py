@@ -155,7 +155,7 @@ def _roofline(plan: Plan, forward: float, adjoint: float) -> str:
     lines = [f"  {name:<28}{_part(p)}" for name, p in parts.items()]
     tokens = plan.global_batch * plan.segment / found.seconds
     end = (
-        f"{1e3 * found.seconds:.2f} ms, mostly {found.bound}; at most {_scaled(tokens, 'tokens/s')}"
+        f"{1e3 * found.seconds:.3g} ms, mostly {found.bound}; at most {_scaled(tokens, 'tokens/s')}"
     )
     title = "Roofline: the least time a train step can take, at published peaks"
     return "\n".join([title, *lines, f"  {'train step':<28}{end}"])
