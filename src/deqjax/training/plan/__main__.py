@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -73,7 +74,12 @@ def main(config: Config) -> None:
     if config.largest_batch:
         if found.memory.capacity == float("inf"):
             raise OptionError("--largest-batch needs a chip of known memory, not cpu")
-        best = largest(found, lambda batch: of(batch, False))
+
+        def again(batch: int) -> Plan:
+            print(f"compiling for a batch of {batch:,} ...", file=sys.stderr, flush=True)
+            return of(batch, False)
+
+        best = largest(found, again)
         if not config.json:
             print("\n" + largest_text(best, found.shards * config.accumulate))
     if config.json:

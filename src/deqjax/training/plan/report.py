@@ -43,14 +43,15 @@ def size(count: float | None) -> str:
 
 def _head(plan: Plan) -> str:
     mesh = ",".join(f"{a}={n}" for a, n in plan.mesh.items() if n > 1) or "one chip"
-    options = plan.options
+    options, solver = plan.options, plan.solver
+    solved = f"{solver.solver}, {solver.adjoint} gradient, at most {solver.max_steps} steps; "
+    solved = solved if plan.solves else ""
     lines = [
         f"{plan.config}, {plan.parameters / 1e6:.1f}M parameters, on {plan.topology} "
         f"({plan.chips} of its chips; {plan.chip.source})",
         f"{options.parallel}, {mesh}; global batch {plan.global_batch:,}, "
         f"{plan.rows} a chip" + (f", {options.accumulate} times" if options.accumulate > 1 else ""),
-        f"f in {plan.precision}; {plan.solver.solver}, {plan.solver.adjoint} gradient, at most "
-        f"{plan.solver.max_steps} steps; {options.optimiser}; compiled in "
+        f"f in {plan.precision}; {solved}{options.optimiser}; compiled in "
         f"{plan.compile_seconds:.0f} s",
     ]
     return "\n".join(lines)
@@ -67,7 +68,7 @@ def _memory(plan: Plan) -> str:
         rows += [
             ("temporary", m.temporary, "what lives between arguments and results, of which:"),
             ("  gradients", m.gradients, "from their shapes"),
-            ("  solver history", m.history, "from its shapes"),
+            *([("  solver history", m.history, "from its shapes")] if plan.solves else []),
             ("  activations and the rest", m.activations, "the difference"),
             ("program", m.code, ""),
         ]
@@ -94,8 +95,8 @@ def _costs(plan: Plan, forward: float, adjoint: float) -> str:
     ]
     if costs.loops != (0, 0):
         rows += [
-            ("forward step", costs.forward, _loops(costs.loops[0])),
-            ("adjoint step", costs.adjoint, _loops(costs.loops[1])),
+            ("forward step", costs.forward, _loops(costs.loops[0], plan.options.accumulate)),
+            ("adjoint step", costs.adjoint, _loops(costs.loops[1], plan.options.accumulate)),
         ]
     branches = f"the costliest side of {costs.branches} branches" if costs.branches else ""
     rows.append(("outside the solvers", costs.outside, branches))
@@ -114,9 +115,9 @@ def _costs(plan: Plan, forward: float, adjoint: float) -> str:
     return "\n".join(["Cost: matrix products, and traffic of the main memory", *lines])
 
 
-def _loops(count: int) -> str:
+def _loops(count: int, parts: int) -> str:
     if count == 1:
-        return ""
+        return f"in all of {parts} parts" if parts > 1 else ""
     return "none in the program" if not count else f"{count} loops together: an upper bound"
 
 
