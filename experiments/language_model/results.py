@@ -33,7 +33,10 @@ def record(run: Path, config: Config, task: LanguageModelling, line: trade.Line)
     """Keep config, curves and one row of figures of a finished run under experiments/results."""
     target = RECORDED / run.name
     target.mkdir(parents=True, exist_ok=True)
-    for file in ("config.json", "curves.png", "trade-test.png"):
+    options = json.loads((run / "config.json").read_text())
+    options["data_dir"] = None  # the text is somewhere else for whoever reads this
+    (target / "config.json").write_text(json.dumps(options, indent=2, sort_keys=True) + "\n")
+    for file in ("curves.png", "trade-test.png", "convergence-over-training.png"):
         if (run / file).exists():
             shutil.copyfile(run / file, target / file)
     result = json.loads((run / "result.json").read_text())

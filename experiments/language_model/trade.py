@@ -112,7 +112,12 @@ def plot(lines: list[Line], path: Path, title: str) -> None:
             continue
         steps, values = np.array([(x.steps, x.perplexity) for x in points], float).T
         axes.plot(steps, values, color=colour, marker=marker, lw=1.5, label=name)
-        for point in points:
+        span = max(x.steps for x in lines if x.steps is not None)
+        shown = -1.0
+        for point in sorted(points, key=lambda x: x.steps or 0):
+            if point.steps is None or point.steps - shown < 0.03 * span:
+                continue  # a limit that no longer limits: its label would hide the one before
+            shown = point.steps
             short = point.limit.removeprefix("at most ").removeprefix("tolerance ")
             axes.annotate(
                 short.removesuffix(" steps"),
@@ -125,6 +130,8 @@ def plot(lines: list[Line], path: Path, title: str) -> None:
     axes.set_xlabel("solver steps a segment (mean)")
     axes.set_ylabel("perplexity, log scale")
     axes.set_yscale("log")
+    for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        axis(lambda value, _: f"{value:g}")
     axes.set_title(title, fontsize=11)
     axes.legend()
     axes.grid(alpha=0.25, which="both")
