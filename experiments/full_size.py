@@ -16,8 +16,8 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +40,13 @@ SOLVERS: dict[SolverName, Solver] = {
     "anderson-bfloat16": Anderson(history_dtype="bfloat16"),
     "broyden": Broyden(),
 }
+# Positions that an equilibrium computes f for at a time: most of a wide cell's memory is that of
+# its inside. For the small one, the solver's history is most of what is left: 5 take 2 MB more.
+CHUNKS = {
+    "wt103-transformer-small": 2,
+    "wt103-transformer-medium": 10,
+    "wt103-transformer-medium-adaptive": 10,
+}
 BATCH, SEGMENT, MAX_STEPS = 15, 150, 30
 FLOAT = 4  # bytes
 
@@ -59,8 +66,16 @@ Dropout is on, and there is a memory of the segment before. The compiler's own p
 An equilibrium is solved in at most {steps} steps, forward and backward, by Anderson acceleration
 with a memory of 5, the library's default, the same with that memory in bfloat16, or Broyden's
 method with a memory of 10; its gradient is the implicit one. The explicit networks keep all that
-back-propagation needs, but for the checkpointed one. The paper's figures are measured, on a GPU
-with PyTorch, and it does not say what they count. 1 GB is 10⁹ bytes."""
+back-propagation needs, but for the checkpointed one.
+
+The equilibrium transformers compute f for a few positions at a time, and each chunk again in the
+gradient (`TransformerCell(chunk_size=)`); the tables say how many, and "all" where there are no
+chunks. The explicit networks of the paper have none. Rows "in chunks" give them the same ones,
+which recompute each layer in the gradient as well: a layer then keeps little but its input, as
+under gradient checkpoints. Rows "all positions at once" are the equilibrium without.
+
+The paper's figures are measured, on a GPU with PyTorch, and it does not say what they count. 1 GB
+is 10⁹ bytes."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,7 @@ class Measured:
     arguments: int
     outputs: int
     seconds: float
+    chunk_size: int | None = None
 
     @property
     def training(self) -> int:
@@ -102,19 +118,16 @@ def main(config: Config) -> None:
     kept = _read(config.out)
     mine = kept.setdefault("targets", {}).setdefault(config.target, {})
     kept["counts"] = counts
-    for name in chosen:
-        model = CONFIGS[name]
-        for solver in config.solvers if model.solves else (None,):
-            label = name if solver is None else f"{name} ({solver})"
-            print(f"{label}: compiling ...", end=" ", flush=True)
-            try:
-                measured = measure(model, None if solver is None else SOLVERS[solver], device)
-            except jax.errors.JaxRuntimeError as wrong:
-                print(_shortage(wrong), flush=True)
-                continue
-            print(f"{measured.seconds:.0f} s, {_gb(measured.temporary)} GB", flush=True)
-            mine[label] = asdict(measured) | _circumstances()
-            _write(config.out, kept)
+    for label, model, solver in (row for name in chosen for row in _rows(name, config.solvers)):
+        print(f"{label}: compiling ...", end=" ", flush=True)
+        try:
+            measured = measure(model, solver, device)
+        except jax.errors.JaxRuntimeError as wrong:
+            print(_shortage(wrong), flush=True)
+            continue
+        print(f"{measured.seconds:.0f} s, {_gb(measured.temporary)} GB", flush=True)
+        mine[label] = asdict(measured) | _circumstances()
+        _write(config.out, kept)
     print("\n" + memory_tables(kept["targets"]))
     print(f"\nwritten: {config.out}")
 
@@ -142,6 +155,7 @@ def measure(
         arguments=analysis.argument_size_in_bytes,
         outputs=analysis.output_size_in_bytes,
         seconds=time.perf_counter() - start,
+        chunk_size=model.chunk_size,
     )
 
 
@@ -183,6 +197,28 @@ def _shortage(wrong: Exception) -> str:
     return f"it needs {needed:.2f} GiB, the chip has {capacity:.2f}: take a larger --target"
 
 
+def _rows(
+    name: str, solvers: Iterable[SolverName]
+) -> Iterator[tuple[str, FullSize, Solver | None]]:
+    """What to measure of a model: (label, model, solver).
+
+    Where a model goes in chunks of positions, it is measured without them too, with the first
+    solver, and its explicit networks, which go without them, are measured with them too.
+    """
+    model = CONFIGS[name]
+    if model.solves:
+        chunked = replace(model, chunk_size=CHUNKS.get(name))
+        yield from ((f"{name} ({solver})", chunked, SOLVERS[solver]) for solver in solvers)
+        if name in CHUNKS:
+            first = next(iter(solvers))
+            yield f"{name} ({first}, all positions at once)", model, SOLVERS[first]
+        return
+    yield name, model, None
+    for other, size in CHUNKS.items():
+        if name in CONFIGS[other].explicit:
+            yield f"{name} (in chunks)", replace(model, chunk_size=size), None
+
+
 def _chosen(only: Iterable[str]) -> list[str]:
     """Those names and the explicit counterparts of each."""
     if not only:
@@ -218,7 +254,9 @@ def memory_tables(targets: dict[str, dict[str, Any]]) -> str:
     parts = []
     for target, kept in targets.items():
         names = [f.name for f in fields(Measured)]
-        found = {label: Measured(**{n: row[n] for n in names}) for label, row in kept.items()}
+        found = {
+            label: Measured(**{n: row[n] for n in names if n in row}) for label, row in kept.items()
+        }
         said = next(iter(kept.values()))["circumstances"]
         parts += [f"## {target}", "", said, "", _memory_table(found), "", _ratio_table(found), ""]
     return "\n".join(parts)
@@ -230,20 +268,23 @@ def _memory_table(found: dict[str, Measured]) -> str:
         m = found[label]
         sizes = (m.temporary, m.training, m.parameters, m.arguments, m.outputs)
         said = CONFIGS[m.model].published.memory
-        rows.append([label, *map(_gb, sizes), f"{said:g}", f"{m.seconds:.0f} s"])
-    head = ["model", "activations", "training", "parameters", "arguments", "results", "paper"]
-    return _table([*head, "to compile"], rows)
+        chunk = "all" if m.chunk_size is None else str(m.chunk_size)
+        rows.append([label, chunk, *map(_gb, sizes), f"{said:g}", f"{m.seconds:.0f} s"])
+    head = ["model", "positions at a time", "activations", "training", "parameters", "arguments"]
+    return _table([*head, "results", "paper", "to compile"], rows)
 
 
 def _ratio_table(found: dict[str, Measured]) -> str:
     rows = []
     for label in _in_order(found):
         ours = found[label]
-        for other in CONFIGS[ours.model].explicit:
-            if other not in found:
-                continue
+        for other in _in_order(found):
             theirs = found[other]
-            paper = CONFIGS[ours.model].published.memory / CONFIGS[other].published.memory
+            if theirs.model not in CONFIGS[ours.model].explicit:
+                continue
+            if ours.chunk_size is None and theirs.chunk_size is not None:
+                continue
+            paper = CONFIGS[ours.model].published.memory / CONFIGS[theirs.model].published.memory
             row = [label, other, f"{paper:.2f}"]
             for what in ("temporary", "training"):
                 ratio = getattr(ours, what) / getattr(theirs, what)

@@ -56,6 +56,9 @@ class Config:
     checkpoint: Literal["none", "all", "sqrt"] = "none"
     """what back-propagation through layers or applications keeps: everything; or (all, for
     transformer-xl) what lies between layers; or (sqrt) the square root of those"""
+    chunk_size: int | None = None
+    """positions that a transformer computes at a time, all of them if not given: less memory, and
+    a gradient that computes each chunk again"""
     norm: Literal["post", "pre"] = "post"
     """layer norm of a transformer after or before attention and feed-forward"""
     weight_norm: bool = False
@@ -95,6 +98,9 @@ class Config:
             check_integer(f"--{name}", getattr(self, name), least=1)
         check_integer("--memory", self.memory, least=0)
         check_integer("--eval-rows", self.eval_rows, least=1)
+        check_integer("--chunk-size", self.chunk_size, least=1, optional=True)
+        if self.chunk_size is not None and "transformer" not in self.model:
+            raise OptionError("--chunk-size is for the transformers")
         if self.checkpoint == "all" and self.model != "transformer-xl":
             raise OptionError("--checkpoint all is for transformer-xl; there is sqrt for a stack")
         if not self.solves:

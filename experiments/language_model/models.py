@@ -86,6 +86,7 @@ def _cell(config: Config, rngs: nnx.Rngs) -> Any:
             d_inner=c.inner,
             memory_length=c.memory,
             dropout=c.dropout,
+            chunk_size=c.chunk_size,
             norm=c.norm,
             weight_norm=c.weight_norm,
             injected=not explicit,

@@ -197,22 +197,26 @@ class History:
     one: bool = field(default=False, metadata={"static": True})
 
     @classmethod
-    def zeros(cls, z: PyTree, memory: int, dtype=None) -> History:
-        """m zero vectors, laid out (and sharded) like z."""
+    def zeros(cls, z: PyTree, memory: int, dtype=None, *, after: PyTree = None) -> History:
+        """m zero vectors, laid out (and sharded) like z. after: a pytree like z, before which no
+        compiler can make them; None means z."""
         leaves = jax.tree.leaves(z)
         history = cls((), one=leaves[0].shape[0] == 1 and not any(map(is_sharded, leaves)))
 
-        def leaf(x):
+        def leaf(x, late):
             if dtype is not None and jnp.iscomplexobj(x) and not jnp.issubdtype(dtype, complex):
                 raise ValueError(
                     f"history_dtype={jnp.dtype(dtype)} would drop the imaginary part of a "
                     f"{x.dtype} state: use a complex dtype or None"
                 )
             axis = history.axis(x.ndim)
-            zero = jnp.expand_dims(jnp.zeros_like(x, dtype=dtype), axis)
+            # No constant zeros: a compiler makes one array of all constants that are alike, and
+            # copies for each solve of a program, the adjoint's too, before the first one begins.
+            never = jnp.isnan(late) & jnp.isinf(late)
+            zero = jnp.expand_dims(never.astype(x.dtype if dtype is None else dtype), axis)
             return jnp.broadcast_to(zero, (*x.shape[:axis], memory, *x.shape[axis:]))
 
-        return replace(history, values=jax.tree.map(leaf, z))
+        return replace(history, values=jax.tree.map(leaf, z, z if after is None else after))
 
     def axis(self, ndim: int) -> int:
         """The axis along which the m vectors of a leaf, (batch, ...) of `ndim` axes, lie."""

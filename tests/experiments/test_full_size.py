@@ -39,6 +39,19 @@ def test_an_equilibrium_takes_less_memory_than_the_layers():
     assert kept.temporary < 0.6 * tied.temporary
 
 
+def test_rows_say_which_models_go_in_chunks():
+    def chunks(name):
+        return {label: model.chunk_size for label, model, _ in full_size._rows(name, ["anderson"])}
+
+    name = "wt103-transformer-small"
+    size = full_size.CHUNKS[name]
+    whole = f"{name} (anderson, all positions at once)"
+    assert size and chunks(name) == {f"{name} (anderson)": size, whole: None}
+    for other in named(name).explicit:
+        assert chunks(other) == {other: None, f"{other} (in chunks)": size}
+    assert chunks("ptb-trellisnet-explicit") == {"ptb-trellisnet-explicit": None}
+
+
 @pytest.mark.slow
 def test_the_table_is_written_and_added_to(tmp_path, capsys):
     out = tmp_path / "full_size.md"
@@ -47,8 +60,10 @@ def test_the_table_is_written_and_added_to(tmp_path, capsys):
     kept = json.loads(out.with_suffix(".json").read_text())
     assert set(kept["targets"]["cpu"]) == {
         "wt103-transformer-small-explicit",
+        "wt103-transformer-small-explicit (in chunks)",
         "wt103-trellisnet-checkpointed",
     }
     text = out.read_text()
     for label, row in kept["targets"]["cpu"].items():
-        assert f"| {label} | {row['temporary'] / 1e9:.3f} |" in text
+        chunk = row["chunk_size"] or "all"
+        assert f"| {label} | {chunk} | {row['temporary'] / 1e9:.3f} |" in text

@@ -179,6 +179,10 @@ def test_relative_shift_against_a_loop(length):
             np.testing.assert_array_equal(shifted[:, i, j], scores[:, i, keys - 1 - distance])
 
 
+def attention(cell, z, context):
+    return cell._attention(*cell._rows(z, context))
+
+
 def parted(y):
     """q, k and v, (..., WIDTH) each, of (..., 3 · WIDTH) in the order of the heads."""
     y = np.asarray(y).reshape(*y.shape[:-1], HEADS, 3, WIDTH // HEADS)
@@ -224,20 +228,20 @@ def test_the_cell_against_its_definition():
     cell.up.bias[...], cell.down.bias[...] = normal(12, 6), normal(13, WIDTH)
     z, x = normal(2, BATCH, TIME, WIDTH), normal(1, BATCH, TIME, WIDTH)
     memory = some_memory(cell, [False, True])
-    attention = explicit_attention(cell, *(np.asarray(a) for a in (z, x)), memory)
+    attended = explicit_attention(cell, *(np.asarray(a) for a in (z, x)), memory)
 
     @nnx.jit
     def run(cell):
         context = cell.inject(TransformerInput(x, memory))
-        return cell._attention(z, context), cell(z, context)
+        return attention(cell, z, context), cell(z, context)
 
     found, out = run(cell)
-    assert_close(found, attention)
+    assert_close(found, attended)
 
     def norm(y):
         return (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5)
 
-    y = norm(z + attention)
+    y = norm(z + attended)
     hidden = np.maximum(y @ cell.up.kernel[...] + cell.up.bias[...], 0)
     assert_close(out, norm(y + hidden @ cell.down.kernel[...] + cell.down.bias[...]))
 
@@ -250,10 +254,10 @@ def test_attention_weights_are_what_the_cell_attends_with():
     assert weights.shape == (BATCH, HEADS, TIME, TIME)
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-12)
     assert not np.triu(weights, 1).any()
-    _, _, v = parted(cell.qkv(z) + context.injection)
+    _, _, v = parted(cell.qkv(z) + cell.inject_qkv(x))
     v = v.reshape(BATCH, TIME, HEADS, -1)
     attended = jnp.einsum("bhij,bjhd->bihd", weights, v).reshape(z.shape)
-    np.testing.assert_allclose(cell.out(attended), cell._attention(z, context), rtol=1e-12)
+    np.testing.assert_allclose(cell.out(attended), attention(cell, z, context), rtol=1e-12)
 
 
 def test_a_mimetic_start_looks_at_what_is_unlike_and_copies_it():
@@ -262,7 +266,7 @@ def test_a_mimetic_start_looks_at_what_is_unlike_and_copies_it():
     x = normal(1, BATCH, TIME, WIDTH)
     context = cell.inject(TransformerInput(x))
     weights = cell.attention_weights(0 * x, context)
-    seen = cell._attention(0 * x, context)
+    seen = attention(cell, 0 * x, context)
     # One head's part of the value is moved with that head's weights, and rotated back.
     w_q, w_k, value = parted(cell.inject_qkv.kernel[...])
     parts = (x @ value).reshape(BATCH, TIME, HEADS, -1)

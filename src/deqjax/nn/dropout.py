@@ -19,6 +19,15 @@ def row_masks(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
     return draw_rows(lambda key: variational_mask(key, rate, shape[1:]), key, shape[0])
 
 
+def weight_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
+    """`variational_mask` of a matrix, of which one byte an entry is kept for the gradient."""
+    uniform = jax.random.uniform(key, shape, float)
+    # What a loop returns is stored. Without it compilers keep the random bits, eight bytes an
+    # entry, and compare them again wherever the mask is used.
+    kept = jax.lax.map(lambda rows: rows < 1 - rate, uniform, batch_size=-(-shape[0] // 8))
+    return kept / (1 - rate)
+
+
 def masked(mask: jax.Array | None, x: jax.Array) -> jax.Array:
     """x times the mask, in the dtype of x; x itself where there is none."""
     return x if mask is None else x * mask.astype(x.dtype)

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from .._errors import check_integer
 from .axes import axes
+from .chunks import in_chunks
 from .dropout import masked, row_masks
-from .weight_norm import WeightNormLinear, affine, weight
+from .weight_norm import Matrix, WeightNormLinear, column_scale, weight
 
 PyTree = Any
 
@@ -47,15 +49,6 @@ class TransformerInput(NamedTuple):
     memory: Any = None
 
 
-class Weights(NamedTuple):
-    """The matrices that z is multiplied by, (n_in, n_out)."""
-
-    qkv: jax.Array
-    out: jax.Array
-    up: jax.Array
-    down: jax.Array
-
-
 class Masks(NamedTuple):
     """Variational dropout, already scaled: (batch, 1, n) each, or None."""
 
@@ -64,15 +57,70 @@ class Masks(NamedTuple):
     output: jax.Array | None = None
 
 
+class Scales(NamedTuple):
+    """g / ‖v‖ of the columns of matrices, (n_out,) each; None where they are not normalised."""
+
+    out: jax.Array | None
+    up: jax.Array | None
+    down: jax.Array | None
+
+
+class InjectionInChunks(NamedTuple):
+    """What is added to q, k and v where f goes in chunks: x W_q is computed chunk by chunk."""
+
+    x: jax.Array  # (batch, time, d)
+    w_q: jax.Array  # (d, d)
+    k: jax.Array  # (batch, time, d)
+    v: jax.Array  # (batch, time, d)
+
+
 class TransformerContext(NamedTuple):
     """All that one block needs besides z, computed once per solve."""
 
-    injection: jax.Array | None  # (batch, time, 3d)
-    key_value: jax.Array  # (batch, memory, heads, 2, d / heads): keys and values of the memory
+    qkv: Any  # where it is normalised, (d, 3d), or in chunks three (d, d); None, the parameter
+    injection: jax.Array | InjectionInChunks | None  # (batch, time, 3d): what is added
+    memory: Keys
     position: jax.Array  # (memory + time, d): keys of the relative positions, furthest first
-    allowed: jax.Array  # (batch or 1, 1, time, memory + time) bool
+    valid: jax.Array  # (batch or 1, memory) bool
     masks: Masks
-    weights: Weights | None  # where they are normalised; None, the parameters themselves
+    scales: Scales
+
+
+class Keys(NamedTuple):
+    """Keys and values of some positions, (batch, heads, positions, d / heads) each."""
+
+    k: jax.Array
+    v: jax.Array
+
+
+class Rows(NamedTuple):
+    """Positions at which f is computed, all of them or a chunk."""
+
+    z: jax.Array  # (batch, rows, d)
+    q: jax.Array | None  # (batch, rows, heads, d / heads); None where chunks compute it
+    x: jax.Array | None  # (batch, rows, d), from which they do
+    index: jax.Array  # (1, rows) int: which of the segment's positions
+
+
+class Seen(NamedTuple):
+    """What those positions look at."""
+
+    memory: Keys
+    segment: Keys
+    valid: jax.Array  # (batch or 1, memory) bool
+    r: jax.Array  # (memory + time, heads, d / heads): keys of the relative positions
+
+
+class Weights(NamedTuple):
+    """The parameters with which they do."""
+
+    q: Any  # (d, d), where chunks compute their queries; else None
+    inject_q: Any  # (d, d), the same for x
+    content_bias: jax.Array  # (heads, d / heads), as the next
+    position_bias: jax.Array
+    out: Matrix
+    up: Matrix
+    down: Matrix
 
 
 class TransformerCell(nnx.Module):
@@ -100,6 +148,13 @@ class TransformerCell(nnx.Module):
         weight_norm: learn length and direction of all matrices apart (`WeightNormLinear`), as the
             released code does. They are normalised once per solve.
         injected: False leaves the injection out: a layer of an explicit network.
+        chunk_size: compute f for at most so many positions at a time, and each chunk again in the
+            gradient; None, all at once. Attention scores and the inside of the feed-forward are
+            then alive for one chunk only, which is most of the memory of a wide cell. The values
+            are the same to rounding. A step of the adjoint computes one more f, and short chunks
+            are slow: measured in docs/training.md. Under plain `jit` over several devices the
+            gradients of the weights, and with a tensor axis what its devices add up, are summed
+            once for each chunk; under `shard_map` once.
         mimetic: start the injection as trained language models look (Trockman and Kolter 2023,
             arXiv 2305.09828), W_q W_kᵀ = −I/2 and W_v W_out = I with orthogonal factors: a position
             looks at what is unlike itself, and copies it. Where a task is to copy, learning starts
@@ -118,6 +173,7 @@ class TransformerCell(nnx.Module):
         norm: str = "post",
         weight_norm: bool = False,
         injected: bool = True,
+        chunk_size: int | None = None,
         mimetic: bool = False,
         rngs: nnx.Rngs,
     ):
@@ -132,7 +188,8 @@ class TransformerCell(nnx.Module):
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
-        self.d, self.heads, self.d_inner = d, heads, d_inner
+        check_integer("chunk_size", chunk_size, least=1, optional=True)
+        self.d, self.heads, self.d_inner, self.chunk_size = d, heads, d_inner, chunk_size
         self.memory_length, self.dropout = memory_length, dropout
         self.norm, self.weight_norm, self.injected = norm, weight_norm, injected
         self.deterministic = False
@@ -199,29 +256,41 @@ class TransformerCell(nnx.Module):
         x, memory = given
         batch, time, d = x.shape
         length = 0 if memory is None else memory.z.shape[1]
-        injection = self.inject_qkv(x) if self.injected else None
-        weights = self._weights()
-        key_value = self._of_heads(jnp.zeros((batch, 0, 2 * d), x.dtype), 2)
-        allowed = _causal(time, length)
+        injection = None
+        if self.injected and self._in_chunks(time):
+            q, k, v = self._matrices(weight(self.inject_qkv))
+            injection = InjectionInChunks(x, q, x @ k, x @ v)
+        elif self.injected:
+            injection = self.inject_qkv(x)
+        qkv = weight(self.qkv)
+        k = v = self._of_heads(jnp.zeros((batch, 0, d), x.dtype))
+        valid = jnp.ones((1, 0), bool)
         if memory is not None:
-            w = self._of_heads(weights.qkv, 3)[:, :, 1:].reshape(d, 2 * d)
-            key_value = self._of_heads(self._before(memory.z) @ w, 2)
+            before = self._before(memory.z)
+            k, v = (self._of_heads(before @ w) for w in self._matrices(qkv)[1:])
             if self.injected:
-                key_value += self._of_heads(memory.injection, 3)[:, :, :, 1:]
-            seen = jnp.concatenate([memory.valid, jnp.ones((batch, time), bool)], axis=1)
-            allowed = allowed & seen[:, None, None, :]
-        position = self.position(_sinusoid(length + time, d).astype(x.dtype))
+                _, added_k, added_v = self._parts(memory.injection)
+                k, v = k + added_k, v + added_v
+            valid = memory.valid
         masks = self.masks(batch) if masks is None else masks
-        normalised = weights if self.weight_norm else None
-        return TransformerContext(injection, key_value, position, allowed, masks, normalised)
+        normalised = None
+        if self.weight_norm:
+            normalised = self._matrices(qkv) if self._in_chunks(time) else qkv
+        return TransformerContext(
+            qkv=normalised,
+            injection=injection,
+            memory=_heads_first(k, v),
+            position=self.position(_sinusoid(length + time, d).astype(x.dtype)),
+            valid=valid,
+            masks=masks,
+            scales=Scales(*map(column_scale, (self.out, self.up, self.down))),
+        )
 
     def __call__(self, z: jax.Array, context: TransformerContext) -> jax.Array:
         """f(z) for z of shape (batch, time, d)."""
-        w = context.weights or self._weights()
-        y = self._after(z + masked(context.masks.attention, self._attention(z, context)))
-        hidden = jax.nn.relu(affine(self.up, w.up, self._before(y)))
-        change = affine(self.down, w.down, masked(context.masks.hidden, hidden))
-        return self._after(y + masked(context.masks.output, change))
+        at = lambda rows, shared: self._at(rows, *shared)
+        rows, seen, w = self._rows(z, context)
+        return in_chunks(at, rows, (seen, w, context.masks), self.chunk_size or z.shape[1])
 
     def remember(
         self, given: TransformerInput, z: jax.Array, context: TransformerContext | None = None
@@ -249,36 +318,80 @@ class TransformerCell(nnx.Module):
 
     def attention_weights(self, z: jax.Array, context: TransformerContext) -> jax.Array:
         """Where each position looks: (batch, heads, time, memory + time), rows that sum to one."""
-        return self._weights_and_values(z, context)[0]
+        rows, seen, w = self._rows(z, context)
+        return self._look(rows, seen, w)
 
-    def _attention(self, z, context):
-        weights, v = self._weights_and_values(z, context)
-        out = jnp.einsum("bhij,bjhd->bihd", weights.astype(z.dtype), v)
-        return out.reshape(z.shape) @ (context.weights or self._weights()).out
+    def _in_chunks(self, time: int) -> bool:
+        return self.chunk_size is not None and self.chunk_size < time
 
-    def _weights_and_values(self, z, context):
-        """softmax((q + b_c)ᵀk + (q + b_p)ᵀr), with r the key of the distance; and v."""
-        qkv = self._before(z) @ (context.weights or self._weights()).qkv
-        if self.injected:
-            qkv += context.injection
-        qkv = self._of_heads(qkv, 3)
-        q, key_value = qkv[:, :, :, 0], qkv[:, :, :, 1:]
-        key_value = jnp.concatenate([context.key_value, key_value], axis=1)
-        k, v = key_value[:, :, :, 0], key_value[:, :, :, 1]
-        content, relative = (
-            q + self._of_heads(bias[...], 1)[:, 0]
-            for bias in (self.content_bias, self.position_bias)
+    def _rows(self, z, context: TransformerContext) -> tuple[Rows, Seen, Weights]:
+        """All positions, what they look at, and with which parameters."""
+        entering, added = self._before(z), context.injection
+        of_z = weight(self.qkv) if context.qkv is None else context.qkv
+        q = x = of_q = of_x = None
+        if self._in_chunks(z.shape[1]):
+            # One product each: slices of one would keep all of it.
+            of_q, of_k, of_v = of_z if isinstance(of_z, tuple) else self._matrices(of_z)
+            k, v = entering @ of_k, entering @ of_v
+            if isinstance(added, InjectionInChunks):
+                x, of_x, k, v = added.x, added.w_q, k + added.k, v + added.v
+            k, v = self._of_heads(k), self._of_heads(v)
+        else:
+            qkv = entering @ of_z
+            if isinstance(added, jax.Array):
+                qkv += added
+            q, k, v = self._parts(qkv)
+        r = self._of_heads(context.position)
+        seen = Seen(context.memory, _heads_first(k, v), context.valid, r)
+        w = Weights(
+            q=of_q,
+            inject_q=of_x,
+            content_bias=self._of_heads(self.content_bias[...]),
+            position_bias=self._of_heads(self.position_bias[...]),
+            out=Matrix.of(self.out, context.scales.out),
+            up=Matrix.of(self.up, context.scales.up),
+            down=Matrix.of(self.down, context.scales.down),
         )
-        r = self._of_heads(context.position, 1)[:, :, 0]
-        scores = jnp.einsum("bihd,bjhd->bhij", content, k)
+        return Rows(z, q, x, jnp.arange(z.shape[1])[None]), seen, w
+
+    def _at(self, rows: Rows, seen: Seen, w: Weights, masks: Masks) -> jax.Array:
+        """f at those positions, (batch, rows, d)."""
+        y = self._after(rows.z + masked(masks.attention, self._attention(rows, seen, w)))
+        hidden = jax.nn.relu(w.up(self._before(y)))
+        change = w.down(masked(masks.hidden, hidden))
+        return self._after(y + masked(masks.output, change))
+
+    def _attention(self, rows: Rows, seen: Seen, w: Weights) -> jax.Array:
+        weights = self._look(rows, seen, w).astype(rows.z.dtype)
+        parts = jnp.split(weights, [seen.memory.v.shape[2]], axis=-1)
+        memory, segment = (
+            jnp.einsum("bhij,bhjd->bihd", part, of.v)
+            for part, of in zip(parts, (seen.memory, seen.segment), strict=True)
+        )
+        return w.out((memory + segment).reshape(rows.z.shape))
+
+    def _look(self, rows: Rows, seen: Seen, w: Weights) -> jax.Array:
+        """softmax((q + b_c)ᵀk + (q + b_p)ᵀr), with r the key of the distance."""
+        q = rows.q
+        if q is None:
+            q = self._before(rows.z) @ w.q
+            if rows.x is not None:
+                q += rows.x @ w.inject_q
+            q = self._of_heads(q)
+        content, relative = q + w.content_bias, q + w.position_bias
+        # Not of [memory; segment]: the memory's part of a gradient is not needed in a solve.
+        scores = jnp.concatenate(
+            [jnp.einsum("bihd,bhjd->bhij", content, of.k) for of in (seen.memory, seen.segment)],
+            axis=-1,
+        )
+        time = seen.segment.k.shape[2]
+        r = seen.r if q.shape[1] == time else _from(seen.r, time - 1 - rows.index[0, -1], time)
         scores += _shift(jnp.einsum("bihd,jhd->bhij", relative, r))
         scores = scores / math.sqrt(self.d // self.heads)
-        scores = jnp.where(context.allowed, scores, jnp.finfo(scores.dtype).min)
-        scores = scores.astype(jnp.promote_types(z.dtype, jnp.float32))
-        return jax.nn.softmax(scores, axis=-1), v
-
-    def _weights(self) -> Weights:
-        return Weights(*map(weight, (self.qkv, self.out, self.up, self.down)))
+        allowed = _allowed(rows.index, seen.valid, time)
+        scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)
+        scores = scores.astype(jnp.promote_types(rows.z.dtype, jnp.float32))
+        return jax.nn.softmax(scores, axis=-1)
 
     def _before(self, z):
         """What a part of the block reads of the residual stream."""
@@ -288,9 +401,23 @@ class TransformerCell(nnx.Module):
         """What a part of the block leaves of it."""
         return layer_norm(z) if self.norm == "post" else z
 
-    def _of_heads(self, x, parts):
-        """(..., parts · d) as (..., heads, parts, d / heads)."""
-        return x.reshape(*x.shape[:-1], self.heads, parts, self.d // self.heads)
+    def _of_heads(self, x):
+        """(..., d) as (..., heads, d / heads)."""
+        return x.reshape(*x.shape[:-1], self.heads, self.d // self.heads)
+
+    def _parts(self, x):
+        """q, k and v, (..., heads, d / heads) each, of (..., 3d)."""
+        split = x.reshape(*x.shape[:-1], self.heads, 3, self.d // self.heads)
+        return tuple(split[..., i, :] for i in range(3))
+
+    def _matrices(self, w):
+        """Those of q, k and v, (d, d) each, of (d, 3d)."""
+        return tuple(part.reshape(self.d, self.d) for part in self._parts(w))
+
+
+def _heads_first(k: jax.Array, v: jax.Array) -> Keys:
+    """As products read them: in a loop over chunks they are laid out once."""
+    return Keys(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
 
 
 def interleaved(*parts: jax.Array, heads: int) -> jax.Array:
@@ -307,10 +434,12 @@ def layer_norm(y: jax.Array, epsilon: float = 1e-5) -> jax.Array:
     return (centred * jax.lax.rsqrt(variance + epsilon)).astype(y.dtype)
 
 
-def _causal(time: int, length: int) -> jax.Array:
-    """(1, 1, time, length + time): query i sees the memory and keys up to itself."""
-    query, key = jnp.arange(time)[:, None], jnp.arange(length + time)[None, :]
-    return (key <= query + length)[None, None]
+def _allowed(index: jax.Array, valid: jax.Array, time: int) -> jax.Array:
+    """(batch or 1, 1, rows, memory + time): a row sees the valid memory and keys up to itself."""
+    causal = jnp.arange(time) <= index[..., None]
+    memory = jnp.broadcast_to(valid[:, None, :], (len(valid), index.shape[1], valid.shape[1]))
+    causal = jnp.broadcast_to(causal, (len(valid), *causal.shape[1:]))
+    return jnp.concatenate([memory, causal], axis=-1)[:, None]
 
 
 def _shift(scores: jax.Array) -> jax.Array:
@@ -320,6 +449,12 @@ def _shift(scores: jax.Array) -> jax.Array:
     *lead, time, keys = scores.shape
     padded = jnp.pad(scores, [(0, 0)] * len(lead) + [(0, 0), (1, 0)])
     return padded.reshape(*lead, keys + 1, time)[..., 1:, :].reshape(scores.shape)
+
+
+def _from(r: jax.Array, later: jax.Array, time: int) -> jax.Array:
+    """Keys of the distances from the last of some rows, which `later` of `time` come after."""
+    padded = jnp.pad(r, [(0, time), (0, 0), (0, 0)])
+    return jax.lax.dynamic_slice_in_dim(padded, later, len(r))
 
 
 def _sinusoid(length: int, d: int) -> jax.Array:

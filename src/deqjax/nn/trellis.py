@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .._errors import check_integer
-from .dropout import masked, row_masks, variational_mask
+from .dropout import masked, row_masks, weight_mask
 from .transformer import Memory, TransformerInput
 from .weight_norm import WeightNormLinear, weight
 
@@ -141,7 +141,7 @@ class TrellisCell(nnx.Module):
                 mask = row_masks(self.rngs.dropout(), self.dropout, (batch, 1, self.hidden))
             if self.weight_drop:
                 w = weight(self.convolution) if w is None else w
-                w = masked(variational_mask(self.rngs.dropout(), self.weight_drop, w.shape), w)
+                w = masked(weight_mask(self.rngs.dropout(), self.weight_drop, w.shape), w)
         return TrellisContext(injection, before, mask, w)
 
     def __call__(self, z: jax.Array, context: TrellisContext) -> jax.Array:

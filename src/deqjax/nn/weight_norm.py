@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -35,22 +37,45 @@ class WeightNormLinear(nnx.Linear):
     @property
     def weight(self) -> jax.Array:
         """W, (n_in, n_out). Constant in a solve: compute it once."""
+        return self.kernel[...] * self.column_scale
+
+    @property
+    def column_scale(self) -> jax.Array:
+        """g / ‖v‖, (n_out,): what v's columns are multiplied by."""
         v = self.kernel[...]
-        return v * (self.scale[...] / _lengths(v)).astype(v.dtype)
+        return (self.scale[...] / _lengths(v)).astype(v.dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return affine(self, self.weight, x)
+        return Matrix.of(self)._replace(kernel=self.weight)(x)
 
 
-def affine(linear: nnx.Linear, w: jax.Array, x: jax.Array) -> jax.Array:
-    """What a layer returns for x, (..., n_in), where its matrix is w."""
-    y = x @ w
-    return y if linear.bias is None else y + linear.bias[...]
+class Matrix(NamedTuple):
+    """y = (x V) s + b. Without s, W = V; with it W = V diag(s), of which no copy is made."""
+
+    kernel: jax.Array  # (n_in, n_out)
+    scale: jax.Array | None  # (n_out,)
+    bias: jax.Array | None  # (n_out,)
+
+    @classmethod
+    def of(cls, linear: nnx.Linear, scale: jax.Array | None = None) -> Matrix:
+        """That of a layer; scale: its `column_scale`, if it is a `WeightNormLinear`."""
+        return cls(linear.kernel[...], scale, None if linear.bias is None else linear.bias[...])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x @ self.kernel
+        if self.scale is not None:
+            y = y * self.scale
+        return y if self.bias is None else y + self.bias
 
 
 def weight(linear: nnx.Linear) -> jax.Array:
     """The matrix that a layer multiplies by, (n_in, n_out), normalised or not."""
     return linear.weight if isinstance(linear, WeightNormLinear) else linear.kernel[...]
+
+
+def column_scale(linear: nnx.Linear) -> jax.Array | None:
+    """g / ‖v‖ of a layer's columns, None where they are not normalised."""
+    return linear.column_scale if isinstance(linear, WeightNormLinear) else None
 
 
 def _lengths(v: jax.Array) -> jax.Array:

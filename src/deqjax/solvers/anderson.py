@@ -71,9 +71,10 @@ class Anderson(Solver):
 
     def init(self, point, max_steps):
         m = self.memory
+        zeros = History.zeros(point.z, m, self.history_dtype, after=point.residual)
         return AndersonState(
-            d_r=History.zeros(point.z, m, self.history_dtype),
-            d_y=History.zeros(point.z, m, self.history_dtype),
+            d_r=zeros,
+            d_y=zeros,
             gram=zero_scalars(point.z, m, m),
             d_r_r=zero_scalars(point.z, m),
         )

@@ -69,9 +69,10 @@ class Broyden(Solver):
 
     def init(self, point, max_steps):
         m = self.memory
+        zeros = History.zeros(point.z, m, self.history_dtype, after=point.residual)
         return BroydenState(
-            d_z=History.zeros(point.z, m, self.history_dtype),
-            d_f=History.zeros(point.z, m, self.history_dtype),
+            d_z=zeros,
+            d_f=zeros,
             kernel=zero_scalars(point.z, m, m),
             inverse_length=zero_scalars(point.z, m),
             d_z_g=zero_scalars(point.z, m),

@@ -51,6 +51,7 @@ class FullSize:
         heads, inner: attention heads and feed-forward of a transformer.
         layers: of an explicit network; None solves for the equilibrium instead.
         tied: the layers are one cell, applied again and again.
+        chunk_size: positions that a transformer cell computes at a time; None, all of them.
         checkpoint: what back-propagation through layers keeps: everything, or every √L-th state.
         weight_norm, weight_drop, dropout: those of the cell.
         dropout_in, dropout_out, dropout_words: those of `LanguageModel`.
@@ -71,6 +72,7 @@ class FullSize:
     layers: int | None = None
     tied: bool = False
     checkpoint: Checkpoint = "none"
+    chunk_size: int | None = None
     weight_norm: bool = False
     weight_drop: float = 0.0
     dropout: float = 0.0
@@ -142,7 +144,12 @@ class FullSize:
         if self.kind == "trellis":
             return TrellisCell(self.n_in, hidden=self.d, weight_drop=self.weight_drop, **shared)
         return TransformerCell(
-            self.d, heads=self.heads, d_inner=self.inner, injected=injected, **shared
+            self.d,
+            heads=self.heads,
+            d_inner=self.inner,
+            injected=injected,
+            chunk_size=self.chunk_size,
+            **shared,
         )
 
 

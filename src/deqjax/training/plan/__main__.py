@@ -34,6 +34,8 @@ class Config:
     """parts that each chip computes its samples in, one after the other"""
     precision: Precision = "float32"
     """of f; parameters and solver stay in float32"""
+    chunk_size: int | None = None
+    """positions that a transformer's cell computes at a time; all of them if not given"""
     solver: SolverOptions = field(default_factory=SolverOptions)
     forward_steps: float | None = None
     """mean steps of the forward solves, for the totals; --max-steps if not given"""
@@ -57,6 +59,7 @@ def main(config: Config) -> None:
             mesh=config.mesh,
             accumulate=config.accumulate,
             solver=config.solver,
+            chunk_size=config.chunk_size,
             precision=config.precision,
             evaluations=evaluations,
         )

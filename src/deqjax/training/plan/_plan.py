@@ -129,6 +129,7 @@ def plan(
     solver: SolverOptions | None = None,
     precision: Precision = "float32",
     options: TrainOptions | None = None,
+    chunk_size: int | None = None,
     evaluations: bool = True,
 ) -> Plan:
     """Compile a model's train step for `topology` and read off what it takes. Nothing is run, and
@@ -143,6 +144,7 @@ def plan(
         solver: Anderson to rtol 1e-3 in at most 30 steps if not given.
         precision: of f, as `DEQ(dtype=)`; parameters stay in float32.
         options: everything else about training: the optimiser, say.
+        chunk_size: positions that a transformer's cell computes at a time.
         evaluations: compile f and its pull-back alone as well.
 
     Raises:
@@ -160,6 +162,8 @@ def plan(
         (2, 6170, 24680)
     """
     model = _config(config)
+    if chunk_size is not None:
+        model = _in_chunks(model, chunk_size)
     chip, devices = devices_of(topology)
     solver = SolverOptions() if solver is None else solver
     options = replace(
@@ -230,6 +234,12 @@ def largest(first: Plan, again: Callable[[int], Plan], compilations: int = 16) -
     unit = first.shards * first.options.accumulate
     limit = first.memory.capacity
     return largest_batch(needs, unit, limit, first=first.global_batch, compilations=compilations)
+
+
+def _in_chunks(model: FullSize, size: int) -> FullSize:
+    if model.kind != "transformer" or size < 1:
+        raise OptionError(f"--chunk-size is for transformers, and at least 1; got {size}")
+    return replace(model, chunk_size=size)
 
 
 def _config(config: str | FullSize) -> FullSize:
