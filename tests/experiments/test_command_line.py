@@ -283,7 +283,11 @@ def test_real_corpora(dataset, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "model", ["deq-transformer", "universal-transformer", "tcn", "lstm", "gru"]
+    "model",
+    [
+        pytest.param("deq-transformer", marks=pytest.mark.slow),
+        *("universal-transformer", "tcn", "lstm", "gru"),
+    ],
 )
 def test_copy_memory_end_to_end(model, tmp_path, capsys):
     flags = ["--length", "5", "--train-sequences", "8", "--test-sequences", "6", "--width", "8"]
