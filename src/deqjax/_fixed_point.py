@@ -90,7 +90,7 @@ def fixed_point(
         TypeError: an unknown keyword, an integer state, or an f whose structure or dtypes differ.
         ValueError: an unknown name, a negative tolerance, or an f whose shapes differ.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, deqjax
         >>> f = lambda z, w, x: jnp.tanh(w * z + x)
         >>> sol = deqjax.fixed_point(f, jnp.zeros(3), 0.5, jnp.arange(3.0))
@@ -161,7 +161,7 @@ def root_find(g: Callable[..., PyTree], z0: PyTree, *args: PyTree, **options: An
         **options: the keywords of `fixed_point`. `stats.residual` is ‖g(z)‖₂, from one more
             evaluation of g at the end.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, deqjax
         >>> sol = deqjax.root_find(lambda z, a: a - z**2, jnp.ones(2), jnp.array([2.0, 3.0]))
         >>> bool(jnp.allclose(sol.z**2, jnp.array([2.0, 3.0]), rtol=1e-4))
@@ -218,7 +218,7 @@ def adjoint_probe(batch: int | None = None, dtype: Any = jnp.float32) -> Stats:
         batch: None for scalars, or the batch size when `batch_axis` is used.
         dtype: floating dtype of the numbers.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, deqjax
         >>> def loss(w, probe):
         ...     f = lambda z: jnp.tanh(w * z + 1.0)

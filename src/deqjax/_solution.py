@@ -16,7 +16,7 @@ class Status(enum.IntEnum):
     """How a solve ended. Integer codes, so that they live in arrays under `jit`; `.message` says
     what to do about each.
 
-    Example:
+    Examples:
         >>> Status.MAX_STEPS.message.startswith("stopped after max_steps")
         True
     """

@@ -56,7 +56,7 @@ def jacobian_penalty(
     Raises:
         ValueError: probes < 1, or `per_sample` without `batch_axis`.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> f = lambda z, w: w * z  # J = diag(w): here one probe is exact
         >>> w = jnp.array([3.0, 4.0])
@@ -129,7 +129,7 @@ def correction_states(
     Raises:
         ValueError: `at` is empty or does not increase.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> f = lambda z, x: 0.5 * z + x
         >>> states = correction_states(f, jnp.zeros(2), jnp.ones(2), at=(1, 2), solver="picard")
@@ -173,7 +173,7 @@ def fixed_point_correction(
     Raises:
         ValueError: no states, or a decay outside (0, 1].
 
-    Example:
+    Examples:
         >>> fixed_point_correction(lambda z: z, (1.0, 2.0), decay=0.5)
         2.5
     """

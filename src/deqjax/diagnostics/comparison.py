@@ -126,7 +126,7 @@ def compare_solvers(
         TypeError: called inside `jit`.
         ValueError: repeats < 1, or whatever `fixed_point` says about its arguments.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> f = lambda z, x: 0.9 * jnp.cos(z) + x
         >>> found = compare_solvers(f, jnp.zeros(4), jnp.ones(4), solvers=("picard", "anderson"))

@@ -51,7 +51,7 @@ def plot_convergence(
         ImportError: Matplotlib is not installed.
         ValueError: a solve without a trace, or "time" without `seconds`.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> ax = plot_convergence({"halving": 0.5 ** np.arange(10)})
         >>> ax.get_xlabel()

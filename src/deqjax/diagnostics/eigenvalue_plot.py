@@ -26,7 +26,7 @@ def plot_spectrum(eigenvalues: Any, ax: Any = None) -> Any:
     Raises:
         ImportError: Matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> ax = plot_spectrum([0.5 + 0.5j, 0.5 - 0.5j, -0.8])
         >>> ax.get_title()
         'spectral radius 0.8'

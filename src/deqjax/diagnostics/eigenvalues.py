@@ -80,7 +80,7 @@ def spectrum(
         TypeError: called inside `jit`: use `spectral_radius` there.
         ValueError: whatever `fixed_point` says about f and z.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> found = spectrum(lambda z, a: a * z, jnp.zeros(3), jnp.array([0.1, -0.7, 0.3]))
         >>> [round(float(x.real), 3) for x in found.eigenvalues]

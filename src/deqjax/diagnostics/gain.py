@@ -62,7 +62,7 @@ def lipschitz(
     Raises:
         ValueError: steps < 1, or whatever `fixed_point` says about f and z.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> shear = jnp.array([[0.0, 3.0], [0.0, 0.0]])  # stretches, yet all eigenvalues are 0
         >>> found = lipschitz(lambda z: shear @ z, jnp.zeros(2))

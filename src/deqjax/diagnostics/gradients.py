@@ -118,7 +118,7 @@ def gradient_audit(
         ValueError: no floating-point argument, a loss that is no scalar, or whatever `fixed_point`
             says about its arguments.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> f = lambda z, w: 0.5 * z + w
         >>> audit = gradient_audit(f, jnp.zeros(2), jnp.ones(2), solver="picard")

@@ -114,7 +114,7 @@ def path_independence(
         TypeError: called inside `jit`.
         ValueError: starts < 2, or whatever `fixed_point` says about its arguments.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> print(path_independence(lambda z, x: 0.5 * jnp.tanh(z) + x, jnp.zeros(3), jnp.ones(3)))
         8 of 8 starts converged, to one solution (largest relative distance ...)

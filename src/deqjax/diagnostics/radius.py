@@ -71,7 +71,7 @@ def spectral_radius(
     Raises:
         TypeError, ValueError: what `fixed_point` says about f and z, or steps < 1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> turn = jnp.array([[0.0, -0.9], [0.9, 0.0]])  # eigenvalues ±0.9i
         >>> found = spectral_radius(lambda z: turn @ z, jnp.zeros(2))

@@ -40,7 +40,7 @@ class AdaptiveEmbedding(nnx.Module):
     Raises:
         ValueError: cut-offs that do not increase or lie outside [1, vocabulary − 1], a width of 0.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from deqjax.nn import AdaptiveEmbedding, AdaptiveSoftmax

@@ -37,7 +37,12 @@ class DEQ(nnx.Module):
 
     Args:
         cell: the module f.
-        solver, adjoint, adjoint_solver, rtol, atol, max_steps: as in `deqjax.fixed_point`.
+        solver: as in `deqjax.fixed_point`.
+        adjoint: as in `deqjax.fixed_point`.
+        adjoint_solver: as in `deqjax.fixed_point`.
+        rtol: as in `deqjax.fixed_point`.
+        atol: as in `deqjax.fixed_point`.
+        max_steps: as in `deqjax.fixed_point`.
         batch_axis: independent samples along this axis of z (default 0); None, one equation.
         dtype: compute f in it, such as `jnp.bfloat16`, with parameters and context cast once per
             solve; z, its residuals and the solver stay in the dtype of z0. A residual cannot fall
@@ -46,7 +51,7 @@ class DEQ(nnx.Module):
             "sqrt", the state of every √depth-th application, and the others are computed again
             (Chen et al. 2016, arXiv 1604.06174). A solve keeps neither.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from deqjax.nn import DEQ
@@ -115,7 +120,9 @@ class DEQ(nnx.Module):
             context: what `cell.inject(x)` has returned, where the caller needs it as well.
             adjoint: another gradient than the module's, for this call.
             max_steps: another limit than the module's, for this call: effort as a knob.
-            resume, trace, adjoint_probe: as in `deqjax.fixed_point`.
+            resume: as in `deqjax.fixed_point`.
+            trace: as in `deqjax.fixed_point`.
+            adjoint_probe: as in `deqjax.fixed_point`.
         """
         if z0 is None:
             z0 = self._initial_state(x)

@@ -32,7 +32,7 @@ class DEQ(nn.Module):
         solver, adjoint, adjoint_solver, rtol, atol, max_steps: as in `deqjax.fixed_point`.
         batch_axis: independent samples along this axis of z (default 0); None, one equation.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from flax import linen as nn
         >>> from deqjax.nn.linen import DEQ

@@ -70,7 +70,7 @@ class LSTMLanguageModel(nnx.Module):
     Raises:
         ValueError, TypeError: for sizes that are not positive integers and rates outside [0, 1).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from deqjax.nn import LSTMLanguageModel

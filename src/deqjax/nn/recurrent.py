@@ -23,7 +23,7 @@ class Recurrent(nnx.Module):
         hidden: width of the recurrent state.
         rngs: for the parameters.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from deqjax.nn import Recurrent

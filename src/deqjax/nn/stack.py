@@ -49,7 +49,7 @@ class CellStack(nnx.Module):
         checkpoint: what back-propagation keeps: "none", everything; "all", the state between cells;
             "sqrt", the state every √L cells (Chen et al. 2016, arXiv 1604.06174).
 
-    Example:
+    Examples:
         >>> from flax import nnx
         >>> from deqjax.nn import CellStack, LanguageModel, TransformerCell
         >>> rngs = nnx.Rngs(0)
@@ -146,7 +146,8 @@ class NarrowStack(CellStack):
     """Layers narrower than the embedding: x P goes in, and z Pᵀ comes out.
 
     Args:
-        cells, checkpoint: those of `CellStack`.
+        cells: those of `CellStack`.
+        checkpoint: those of `CellStack`.
         n_in: width of the embedded input.
         rngs: for P, (n_in, d).
     """

@@ -27,7 +27,7 @@ class TCN(nnx.Module):
         dropout: rate, in [0, 1).
         rngs: for the parameters and, as `rngs.dropout`, the masks.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from deqjax.nn import TCN

@@ -63,7 +63,7 @@ class TrellisCell(nnx.Module):
             that of both taps together). W is normalised once per solve.
         rngs: for the parameters and, as `rngs.dropout`, the mask.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from deqjax.nn import DEQ, TransformerInput, TrellisCell

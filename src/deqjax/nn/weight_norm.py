@@ -18,7 +18,7 @@ class WeightNormLinear(nnx.Linear):
     ‖v‖, so that a new layer is the one without weight normalisation. Takes the arguments of
     `nnx.Linear`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from deqjax.nn import WeightNormLinear

@@ -69,7 +69,7 @@ class WarmStart(Wrapper):
 
     To start from an earlier solution pass `z0=sol.z`, and `resume=sol.state` to use its history.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, deqjax
         >>> solver = deqjax.WarmStart("broyden", start="picard", steps=3)
         >>> sol = deqjax.fixed_point(jnp.cos, jnp.zeros(2), solver=solver)
@@ -126,7 +126,7 @@ class Compacted(Wrapper):
         solver: the solver to run; a name or an object.
         stages: how often the batch is halved; or the batch sizes, as a decreasing tuple.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, deqjax
         >>> f = lambda z, x: jnp.tanh(0.9 * z + x)
         >>> x = jnp.linspace(0.0, 3.0, 16)[:, None]

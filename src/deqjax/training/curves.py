@@ -47,7 +47,7 @@ def plot_curves(
     Raises:
         ImportError: Matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> rows = [{"step": i, "perplexity": 60 / i + 5, "forward_steps": 8} for i in range(1, 9)]
         >>> picture = Path(tempfile.mkdtemp()) / "curves.png"

@@ -21,7 +21,7 @@ def connect(options: LaunchOptions) -> None:
     Raises:
         OptionError: the others cannot be found or reached.
 
-    Example:
+    Examples:
         >>> connect(LaunchOptions())  # no launcher, no flags: alone
         >>> jax.process_count()
         1

@@ -39,7 +39,7 @@ class MetricsWriter:
     Raises:
         ImportError: `tensorboard=True` and tensorboardX is not installed.
 
-    Example:
+    Examples:
         >>> import tempfile, jax.numpy as jnp
         >>> directory = tempfile.mkdtemp()
         >>> with MetricsWriter(directory, tensorboard=False) as metrics:

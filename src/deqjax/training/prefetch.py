@@ -17,7 +17,7 @@ class Prefetch(Generic[Made]):
     A context manager. `waited` is how long the loop has stood still for its input, in seconds: what
     an input pipeline that keeps up leaves at nearly zero.
 
-    Example:
+    Examples:
         >>> with Prefetch(lambda step: step**2, 3, 6) as squares:
         ...     [next(squares) for _ in range(3)]
         [9, 16, 25]

@@ -48,7 +48,7 @@ class Progress:
     Raises:
         ValueError: `total` or `every_seconds` is negative.
 
-    Example:
+    Examples:
         >>> with Progress(2, out=sys.stdout, every_seconds=0, clock=iter(range(9)).__next__) as p:
         ...     p.update(1, loss=2.5)
         ...     p.update(2, loss=2.25, converged=1.0)

@@ -14,7 +14,7 @@ class ConvergenceWatch:
         least: a mean below it is news, and so is a mean above it afterwards.
         window: rows to average over.
 
-    Example:
+    Examples:
         >>> watch = ConvergenceWatch(window=2)
         >>> for step, share in enumerate([1.0, 1.0, 0.4, 0.2, 1.0, 1.0], start=1):
         ...     news = watch.see(step, {"converged": share})

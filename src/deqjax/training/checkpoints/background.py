@@ -12,7 +12,7 @@ from collections.abc import Callable
 class Background:
     """One job at a time, on a thread of its own.
 
-    Example:
+    Examples:
         >>> background, done = Background(), []
         >>> background.start(lambda: done.append("written"))
         >>> background.wait()

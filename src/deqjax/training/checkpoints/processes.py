@@ -32,7 +32,7 @@ class Processes:
     Raises:
         CheckpointError: there are several, and `jax.distributed` does not connect them.
 
-    Example:
+    Examples:
         >>> Processes("votes").agree(lambda: 1, sum)  # the number of processes
         1
     """

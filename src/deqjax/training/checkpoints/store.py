@@ -73,7 +73,7 @@ class Checkpoints:
         ImportError: Orbax is not installed.
         ValueError: `keep` is below one, or `keep_best` below zero.
 
-    Example:
+    Examples:
         >>> import tempfile, jax.numpy as jnp
         >>> directory = tempfile.mkdtemp()
         >>> with Checkpoints(directory, keep=1, keep_best=1) as checkpoints:

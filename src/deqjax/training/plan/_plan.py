@@ -140,7 +140,9 @@ def plan(
         topology: "v5e:16x16", "v5p:2x2x1", "v6e:4x4", "h100:8", or "cpu:8".
         global_batch: samples in a step; if not given, the configuration's own, rounded up to what
             can be cut evenly.
-        parallel, mesh, accumulate: as in `TrainOptions`.
+        parallel: as in `TrainOptions`.
+        mesh: as in `TrainOptions`.
+        accumulate: as in `TrainOptions`.
         solver: Anderson to rtol 1e-3 in at most 30 steps if not given.
         precision: of f, as `DEQ(dtype=)`; parameters stay in float32.
         options: everything else about training: the optimiser, say.
@@ -150,7 +152,7 @@ def plan(
     Raises:
         OptionError: the name, the topology or the mesh cannot be; a compiler is not installed.
 
-    Example:
+    Examples:
         >>> from dataclasses import replace
         >>> from deqjax.training import SolverOptions
         >>> from deqjax.training.configs import named

@@ -164,7 +164,7 @@ def collectives(text: str) -> tuple[dict[str, int], dict[str, int]]:
     """How many collectives of each kind a compiled program has: (in loops and what they call,
     outside).
 
-    Example:
+    Examples:
         >>> from deqjax.training.plan.hlo import collectives
         >>> collectives('''ENTRY %main (x: f32[8]) -> f32[8] {
         ...   %x = f32[8]{0} parameter(0)
