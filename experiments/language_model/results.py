@@ -21,7 +21,7 @@ from .config import Config
 from .recipes import recipe
 
 RECORDED = Path(__file__).parents[1] / "results" / "language_models"
-ROW, TABLE = "row.json", "README.md"
+ROW, TABLE, NOTES = "row.json", "README.md", "notes.md"
 COLUMNS = (
     *("model", "parameters", "without words", "test perplexity", "tokens seen", "s a step"),
     *("memory", "solves", "wall time"),
@@ -140,6 +140,8 @@ rows. "Memory" is what the compiled training step needs, on a CPU: parameters, o
 memory and temporaries. "Solves" are means over all training steps that solved an equilibrium:
 forward / adjoint steps, and the share of forward solves that converged.
 """
+    if (RECORDED / NOTES).exists():
+        text += "\n" + (RECORDED / NOTES).read_text()
     for dataset in sorted({row["dataset"] for row in found}):
         text += f"\n## {dataset}\n\n| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
         rows = [row for row in found if row["dataset"] == dataset]
