@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from deqjax.training import SolverOptions, TrainOptions
+from deqjax.training import PenaltyOptions, SolverOptions, TrainOptions
 
 from .config import Config
 
@@ -23,7 +23,7 @@ def recipe(args: list[str]) -> Config:
         config = dataclasses.replace(config, **given)
     if not chosen.model.startswith("deq-"):
         train = dataclasses.replace(config.train, stack_steps=0)
-        config = dataclasses.replace(config, train=train)
+        config = dataclasses.replace(config, train=train, penalties=PenaltyOptions())
     return config
 
 

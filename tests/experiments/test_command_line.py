@@ -48,7 +48,7 @@ def run(module, *flags):
         (["--dropout", "1.5"], "dropout must be in [0, 1)"),
         (["--model", "transformer-xl", "--warm-start"], "--warm-start is for deq-transformer"),
         (["--model", "lstm", "--jacobian", "1"], "--jacobian are for deq-transformer"),
-        (["--tighten"], "must not be 0"),
+        (["--tighten", "--jacobian", "0"], "must not be 0"),
         (["--chunk-size", "0"], "--chunk-size must be an integer >= 1"),
         (["--model", "lstm", "--chunk-size", "8"], "--chunk-size is for the transformers"),
         (["--depth", "0"], "--depth must be an integer >= 1"),

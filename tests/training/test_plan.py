@@ -314,6 +314,22 @@ def test_the_largest_batch(capacity, bend):
     assert len(compiled) == len(set(compiled)) <= (7 if not bend else 16)
 
 
+@pytest.mark.parametrize("capacity", [100, 1000, 12345, 10**5])
+@pytest.mark.parametrize("bend", [0.0, 0.01])
+def test_a_search_to_two_percent(capacity, bend):
+    need = lambda batch: 4 + batch + bend * batch**1.5
+    compiled = []
+
+    def needs(batch):
+        compiled.append(batch)
+        return need(batch), need(batch) <= capacity
+
+    found = largest_batch(needs, 5, capacity, first=10, within=0.02)
+    assert need(found.batch) <= capacity < need(found.too_large)
+    assert found.too_large - found.batch <= max(5, 0.02 * found.batch)
+    assert len(compiled) == len(set(compiled)) <= (8 if not bend else 10)
+
+
 def test_a_search_stops_when_its_compilations_are_spent():
     found = largest_batch(lambda batch: (None, True), 8, 100, compilations=3)
     assert found.batch == 32 and found.too_large is None and len(found.tried) == 3

@@ -219,12 +219,20 @@ def plan(
     )
 
 
-def largest(first: Plan, again: Callable[[int], Plan], compilations: int = 16) -> Largest:
-    """The largest global batch that fits, to one sample a shard.
+def largest(
+    first: Plan,
+    again: Callable[[int], Plan],
+    *,
+    within: float = 0.02,
+    compilations: int = 16,
+) -> Largest:
+    """The largest global batch that fits.
 
     Args:
         first: a plan to begin with; it counts as one compilation.
         again: the same plan for another global batch; leave `evaluations` out.
+        within: stop where a batch fits and one that is larger by this share of it does not; 0, to
+            one sample a shard.
         compilations: how many at most.
     """
     known = {first.global_batch: first}
@@ -235,7 +243,8 @@ def largest(first: Plan, again: Callable[[int], Plan], compilations: int = 16) -
 
     unit = first.shards * first.options.accumulate
     limit = first.memory.capacity
-    return largest_batch(needs, unit, limit, first=first.global_batch, compilations=compilations)
+    where = dict(first=first.global_batch, within=within, compilations=compilations)
+    return largest_batch(needs, unit, limit, **where)
 
 
 def _in_chunks(model: FullSize, size: int) -> FullSize:

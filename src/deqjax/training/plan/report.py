@@ -32,7 +32,7 @@ def largest_text(found: Largest, shards: int) -> str:
     else:
         exact = found.too_large - found.batch <= shards
         end = f"Largest global batch that fits: {found.batch:,}"
-        end += "" if exact else f" (at least; {found.too_large:,} does not)"
+        end += "" if exact else f" ({found.too_large:,} does not)"
     return "\n".join(["Batches compiled, and what a chip needs for them", *lines, end])
 
 

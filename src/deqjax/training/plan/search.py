@@ -27,6 +27,7 @@ def largest_batch(
     capacity: float,
     *,
     first: int | None = None,
+    within: float = 0.0,
     compilations: int = 16,
 ) -> Largest:
     """The largest multiple of `unit` that fits.
@@ -40,9 +41,11 @@ def largest_batch(
         unit: samples of the smallest batch.
         capacity: bytes that there are.
         first: where to begin, a multiple of `unit`.
+        within: stop where a batch fits and one that is larger by this share of it does not.
     """
     tried: list[tuple[int, float | None, bool]] = []
     fits, fails = 0, None
+    near = lambda batch: max(unit, int(within * batch) // unit * unit)
     now = unit if first is None else first
     while len(tried) < compilations:
         found = needs(now)
@@ -51,7 +54,7 @@ def largest_batch(
             fits = max(fits, now)
         else:
             fails = now if fails is None else min(fails, now)
-        if fails is not None and fails - fits <= unit:
+        if fails is not None and fails - fits <= near(fits):
             break
         guess = _line(tried, capacity)
         if fails is None:
@@ -61,9 +64,9 @@ def largest_batch(
         elif guess is not None and fits < guess // unit * unit < fails:
             now = guess // unit * unit
         elif guess is not None and fits == guess // unit * unit:
-            now = fits + unit
+            now = fits + near(fits)
         elif guess is not None and fails == guess // unit * unit:
-            now = fails - unit
+            now = fails - near(fits)
         else:
             now = (fits + fails) // 2 // unit * unit
         now = max(now, unit)
