@@ -79,7 +79,7 @@ def _cell(config: Config, rngs: nnx.Rngs) -> Any:
         )
     explicit = c.model == "transformer-xl"
 
-    def block():
+    def block(first=False):
         return TransformerCell(
             c.width,
             heads=c.heads,
@@ -90,11 +90,12 @@ def _cell(config: Config, rngs: nnx.Rngs) -> Any:
             norm=c.norm,
             weight_norm=c.weight_norm,
             injected=not explicit,
+            residual=c.residual and first,
             rngs=rngs,
         )
 
     if explicit:
         return CellStack([block() for _ in range(c.layers)], checkpoint=c.checkpoint)
     if c.blocks == 1 and c.norm == "post":
-        return block()
-    return CellStack([block() for _ in range(c.blocks)])
+        return block(first=True)
+    return CellStack([block(first=i == 0) for i in range(c.blocks)])

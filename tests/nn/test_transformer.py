@@ -18,7 +18,7 @@ BATCH, TIME, MEMORY, WIDTH, HEADS = 2, 4, 3, 4, 2
 TIGHT = dict(solver="picard", rtol=1e-13, max_steps=300)
 
 
-def contractive(dropout=0.0, memory=MEMORY):
+def contractive(dropout=0.0, memory=MEMORY, residual=False):
     """A cell whose equilibrium is easy to find: z enters f weakly and the input strongly.
 
     Small weights alone would do the opposite: f(z) = LN(LN(z)) has a whole manifold of solutions.
@@ -29,6 +29,7 @@ def contractive(dropout=0.0, memory=MEMORY):
         d_inner=6,
         memory_length=memory,
         dropout=dropout,
+        residual=residual,
         rngs=nnx.Rngs(0, dropout=1),
     )
     cell.qkv.kernel[...] *= 0.3
@@ -86,13 +87,13 @@ def read(model, tokens, memory):
     return out.logits, out.memory, out.solution.stats.converged.all()
 
 
-def language_model(memory):
-    model = LanguageModel(7, contractive(memory=memory), rngs=nnx.Rngs(3), **TIGHT)
+def language_model(memory, **options):
+    model = LanguageModel(7, contractive(memory=memory, **options), rngs=nnx.Rngs(3), **TIGHT)
     return cast(model)
 
 
-def assert_segments_equal_the_whole(length, memory_length, starts):
-    model = language_model(memory_length)
+def assert_segments_equal_the_whole(length, memory_length, starts, **options):
+    model = language_model(memory_length, **options)
     tokens = jax.random.randint(jax.random.key(4), (BATCH, 6), 0, 7)
     whole, _, converged = read(model, tokens, None)
     assert converged
@@ -107,6 +108,10 @@ def assert_segments_equal_the_whole(length, memory_length, starts):
 
 def test_memory_is_a_longer_context():
     assert_segments_equal_the_whole(length=3, memory_length=3, starts=["empty"])
+
+
+def test_memory_is_a_longer_context_where_the_input_is_added():
+    assert_segments_equal_the_whole(length=2, memory_length=4, starts=["empty"], residual=True)
 
 
 def test_memory_of_segments_shorter_than_itself_is_a_longer_context():
@@ -246,6 +251,18 @@ def test_the_cell_against_its_definition():
     assert_close(out, norm(y + hidden @ cell.down.kernel[...] + cell.down.bias[...]))
 
 
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_the_input_may_be_added_to_the_state(chunk_size):
+    plain, cell = contractive(), contractive(residual=True)
+    cell.chunk_size = chunk_size
+    z, x = normal(2, BATCH, TIME, WIDTH), normal(1, BATCH, TIME, WIDTH)
+    given = TransformerInput(x, some_memory(cell, [False, True]))
+    # f(z) with residual=True is f(z + x) without.
+    assert_close(cell(z, cell.inject(given)), plain(z + x, plain.inject(given)))
+    remembered, wanted = cell.remember(given, z), plain.remember(given, z + x)
+    jax.tree.map(assert_close, remembered, wanted)
+
+
 def test_attention_weights_are_what_the_cell_attends_with():
     cell = contractive(memory=0)
     x, z = normal(1, BATCH, TIME, WIDTH), normal(2, BATCH, TIME, WIDTH)
@@ -356,6 +373,7 @@ def test_bfloat16():
     [
         (dict(heads=3), "d=4 must be a multiple of heads=3"),
         (dict(heads=2, dropout=1.0), r"dropout must be in \[0, 1\)"),
+        (dict(heads=2, residual=True, injected=False), "needs injected=True"),
     ],
 )
 def test_wrong_options(options, sentence):

@@ -84,6 +84,7 @@ class TransformerContext(NamedTuple):
     valid: jax.Array  # (batch or 1, memory) bool
     masks: Masks
     scales: Scales
+    stream: jax.Array | None = None  # (batch, time, d): x, where it is added to z
 
 
 class Keys(NamedTuple):
@@ -148,6 +149,10 @@ class TransformerCell(nnx.Module):
         weight_norm: learn length and direction of all matrices apart (`WeightNormLinear`), as the
             released code does. They are normalised once per solve.
         injected: False leaves the injection out: a layer of an explicit network.
+        residual: add x to z where the block begins as well, as looped transformers do (Yang et al.
+            2023, arXiv 2311.12424): a position knows its own input without looking for it. Not in
+            the paper; it learns faster and contracts more (measured in docs/design.md). In a
+            `CellStack`, for the first cell.
         chunk_size: compute f for at most so many positions at a time, and each chunk again in the
             gradient; None, all at once. Attention scores and the inside of the feed-forward are
             then alive for one chunk only, which is most of the memory of a wide cell. The values
@@ -173,6 +178,7 @@ class TransformerCell(nnx.Module):
         norm: str = "post",
         weight_norm: bool = False,
         injected: bool = True,
+        residual: bool = False,
         chunk_size: int | None = None,
         mimetic: bool = False,
         rngs: nnx.Rngs,
@@ -186,12 +192,15 @@ class TransformerCell(nnx.Module):
                 "mimetic=True sets the injection's weights: it needs injected=True and "
                 "weight_norm=False"
             )
+        if residual and not injected:
+            raise ValueError("residual=True adds the input to z: it needs injected=True")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
         check_integer("chunk_size", chunk_size, least=1, optional=True)
         self.d, self.heads, self.d_inner, self.chunk_size = d, heads, d_inner, chunk_size
         self.memory_length, self.dropout = memory_length, dropout
-        self.norm, self.weight_norm, self.injected = norm, weight_norm, injected
+        self.norm, self.weight_norm = norm, weight_norm
+        self.injected, self.residual = injected, residual
         self.deterministic = False
         self.rngs = rngs.fork() if dropout else None
 
@@ -284,6 +293,7 @@ class TransformerCell(nnx.Module):
             valid=valid,
             masks=masks,
             scales=Scales(*map(column_scale, (self.out, self.up, self.down))),
+            stream=x if self.residual else None,
         )
 
     def __call__(self, z: jax.Array, context: TransformerContext) -> jax.Array:
@@ -299,6 +309,8 @@ class TransformerCell(nnx.Module):
 
         The context, which a `CellStack` needs, is not needed here.
         """
+        if self.residual:
+            z = z + given.x
         # The solve computed it too: XLA merges the two.
         injection = self.inject_qkv(given.x) if self.injected else given.x[..., :0]
         valid = jnp.ones(z.shape[:2], bool)
@@ -326,6 +338,8 @@ class TransformerCell(nnx.Module):
 
     def _rows(self, z, context: TransformerContext) -> tuple[Rows, Seen, Weights]:
         """All positions, what they look at, and with which parameters."""
+        if context.stream is not None:
+            z = z + context.stream
         entering, added = self._before(z), context.injection
         of_z = weight(self.qkv) if context.qkv is None else context.qkv
         q = x = of_q = of_x = None
