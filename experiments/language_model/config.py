@@ -61,8 +61,11 @@ class Config:
     a gradient that computes each chunk again"""
     norm: Literal["post", "pre"] = "post"
     """layer norm of a transformer after or before attention and feed-forward"""
-    residual: bool = False
-    """add the input to the state of a transformer's cell too, not only to q, k and v"""
+    injection: Literal["qkv", "state"] = "qkv"
+    """how the input enters a transformer's cell: added to q, k and v by weights of its own, or to
+    the state"""
+    prelude: int = 0
+    """explicit layers before the equilibrium, or before universal-transformer's stack"""
     weight_norm: bool = False
     """learn length and direction of a cell's matrices apart"""
     cutoffs: tuple[int, ...] = ()
@@ -104,8 +107,12 @@ class Config:
         check_integer("--chunk-size", self.chunk_size, least=1, optional=True)
         if self.chunk_size is not None and "transformer" not in self.model:
             raise OptionError("--chunk-size is for the transformers")
-        if self.residual and self.model not in ("deq-transformer", "universal-transformer"):
-            raise OptionError("--residual is for deq-transformer and universal-transformer")
+        check_integer("--prelude", self.prelude, least=0)
+        tied = self.model in ("deq-transformer", "universal-transformer")
+        if not tied and (self.prelude or self.injection != "qkv"):
+            raise OptionError(
+                "--prelude and --injection are for deq-transformer and universal-transformer"
+            )
         if self.checkpoint == "all" and self.model != "transformer-xl":
             raise OptionError("--checkpoint all is for transformer-xl; there is sqrt for a stack")
         if not self.solves:

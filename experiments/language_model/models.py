@@ -13,6 +13,7 @@ from deqjax.nn import (
     CellStack,
     LanguageModel,
     LSTMLanguageModel,
+    Prelude,
     TransformerCell,
     TrellisCell,
 )
@@ -77,9 +78,8 @@ def _cell(config: Config, rngs: nnx.Rngs) -> Any:
             weight_norm=c.weight_norm,
             rngs=rngs,
         )
-    explicit = c.model == "transformer-xl"
 
-    def block(first=False):
+    def block(injection):
         return TransformerCell(
             c.width,
             heads=c.heads,
@@ -89,13 +89,16 @@ def _cell(config: Config, rngs: nnx.Rngs) -> Any:
             chunk_size=c.chunk_size,
             norm=c.norm,
             weight_norm=c.weight_norm,
-            injected=not explicit,
-            residual=c.residual and first,
+            injection=injection,
             rngs=rngs,
         )
 
-    if explicit:
-        return CellStack([block() for _ in range(c.layers)], checkpoint=c.checkpoint)
-    if c.blocks == 1 and c.norm == "post":
-        return block(first=True)
-    return CellStack([block(first=i == 0) for i in range(c.blocks)])
+    if c.model == "transformer-xl":
+        return CellStack([block(None) for _ in range(c.layers)], checkpoint=c.checkpoint)
+    # x is added to q, k and v of every block, or to the state once.
+    later = None if c.injection == "state" else c.injection
+    blocks = [block(c.injection if i == 0 else later) for i in range(c.blocks)]
+    cell = blocks[0] if c.blocks == 1 and c.norm == "post" else CellStack(blocks)
+    if not c.prelude:
+        return cell
+    return Prelude(CellStack([block(None) for _ in range(c.prelude)], final_norm=False), cell)

@@ -69,7 +69,7 @@ def first_order(made, memory=True):
         (4, True, dict(weight_norm=True)),
         pytest.param(3, True, dict(), marks=pytest.mark.slow),
         pytest.param(1, False, dict(), marks=pytest.mark.slow),
-        pytest.param(4, True, dict(norm="pre", injected=False), marks=pytest.mark.slow),
+        pytest.param(4, True, dict(norm="pre", injection=None), marks=pytest.mark.slow),
     ],
 )
 def test_values_and_gradients_are_those_of_all_positions_at_once(chunk_size, memory, options):

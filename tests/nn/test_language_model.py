@@ -90,7 +90,7 @@ def test_dropout_is_the_same_at_every_position_and_off_in_eval_mode():
 
 
 def explicit(rngs):
-    layer = lambda: TransformerCell(WIDTH, heads=2, d_inner=12, injected=False, rngs=rngs)
+    layer = lambda: TransformerCell(WIDTH, heads=2, d_inner=12, injection=None, rngs=rngs)
     return CellStack([layer(), layer()])
 
 

@@ -24,7 +24,7 @@ def cells(count, memory=0, **options):
 
 
 def explicit(layers, memory=0, checkpoint="none", **options):
-    stack = CellStack(cells(layers, memory, injected=False, **options), checkpoint=checkpoint)
+    stack = CellStack(cells(layers, memory, injection=None, **options), checkpoint=checkpoint)
     return cast(LanguageModel(11, stack, depth=1, rngs=nnx.Rngs(3, dropout=4)))
 
 
@@ -156,7 +156,7 @@ def test_weight_norm_starts_as_the_layer_without_it_and_keeps_the_lengths():
 
 
 def test_narrow_layers_project_in_and_out():
-    stack = cast(NarrowStack(cells(2, injected=False), n_in=12, rngs=nnx.Rngs(2)))
+    stack = cast(NarrowStack(cells(2, injection=None), n_in=12, rngs=nnx.Rngs(2)))
     assert (stack.n_in, stack.d) == (12, WIDTH)
     x = jax.random.normal(jax.random.key(1), (BATCH, TIME, 12))
     z = x @ stack.projection[...]
@@ -171,7 +171,7 @@ def test_narrow_layers_project_in_and_out():
     ("make", "said"),
     [
         (lambda: CellStack([]), "at least one cell"),
-        (lambda: CellStack([*cells(1), *cells(1, injected=False)]), "the same injected"),
+        (lambda: CellStack([*cells(1), *cells(1, injection=None)]), "the same injection"),
         (lambda: CellStack([*cells(1), *cells(1, memory=3)]), "the same memory_length"),
         (lambda: CellStack(cells(1), checkpoint="half"), "'none', 'all' or 'sqrt'"),
         (lambda: cells(1, norm="mid"), "norm must be 'post' or 'pre'"),

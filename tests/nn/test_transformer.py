@@ -18,7 +18,7 @@ BATCH, TIME, MEMORY, WIDTH, HEADS = 2, 4, 3, 4, 2
 TIGHT = dict(solver="picard", rtol=1e-13, max_steps=300)
 
 
-def contractive(dropout=0.0, memory=MEMORY, residual=False):
+def contractive(dropout=0.0, memory=MEMORY, injection="qkv"):
     """A cell whose equilibrium is easy to find: z enters f weakly and the input strongly.
 
     Small weights alone would do the opposite: f(z) = LN(LN(z)) has a whole manifold of solutions.
@@ -29,11 +29,12 @@ def contractive(dropout=0.0, memory=MEMORY, residual=False):
         d_inner=6,
         memory_length=memory,
         dropout=dropout,
-        residual=residual,
+        injection=injection,
         rngs=nnx.Rngs(0, dropout=1),
     )
     cell.qkv.kernel[...] *= 0.3
-    cell.inject_qkv.kernel[...] *= 2.0
+    if injection == "qkv":
+        cell.inject_qkv.kernel[...] *= 2.0
     cell.out.kernel[...] *= 2.0
     cell.down.kernel[...] *= 0.5
     return cast(cell)
@@ -111,7 +112,7 @@ def test_memory_is_a_longer_context():
 
 
 def test_memory_is_a_longer_context_where_the_input_is_added():
-    assert_segments_equal_the_whole(length=2, memory_length=4, starts=["empty"], residual=True)
+    assert_segments_equal_the_whole(length=2, memory_length=4, starts=["empty"], injection="state")
 
 
 def test_memory_of_segments_shorter_than_itself_is_a_longer_context():
@@ -253,14 +254,15 @@ def test_the_cell_against_its_definition():
 
 @pytest.mark.parametrize("chunk_size", [None, 2])
 def test_the_input_may_be_added_to_the_state(chunk_size):
-    plain, cell = contractive(), contractive(residual=True)
+    cell, plain = contractive(injection="state"), contractive(injection=None)
     cell.chunk_size = chunk_size
     z, x = normal(2, BATCH, TIME, WIDTH), normal(1, BATCH, TIME, WIDTH)
-    given = TransformerInput(x, some_memory(cell, [False, True]))
-    # f(z) with residual=True is f(z + x) without.
+    memory = cell.empty_memory(BATCH, z.dtype)
+    memory = memory._replace(z=normal(8, *memory.z.shape), valid=~memory.valid)
+    given = TransformerInput(x, memory)
+    # The same weights: f(z) is the explicit layer of z + x.
     assert_close(cell(z, cell.inject(given)), plain(z + x, plain.inject(given)))
-    remembered, wanted = cell.remember(given, z), plain.remember(given, z + x)
-    jax.tree.map(assert_close, remembered, wanted)
+    jax.tree.map(assert_close, cell.remember(given, z), plain.remember(given, z + x))
 
 
 def test_attention_weights_are_what_the_cell_attends_with():
@@ -373,7 +375,8 @@ def test_bfloat16():
     [
         (dict(heads=3), "d=4 must be a multiple of heads=3"),
         (dict(heads=2, dropout=1.0), r"dropout must be in \[0, 1\)"),
-        (dict(heads=2, residual=True, injected=False), "needs injected=True"),
+        (dict(heads=2, injection="z"), "must be 'qkv', 'state' or None, got 'z'"),
+        (dict(heads=2, injection="state", mimetic=True), "needs injection='qkv'"),
     ],
 )
 def test_wrong_options(options, sentence):

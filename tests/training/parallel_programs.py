@@ -51,7 +51,7 @@ def deq_transformer(rngs):
 
 
 def explicit(rngs):
-    layers = [transformer(rngs, injected=False) for _ in range(3)]
+    layers = [transformer(rngs, injection=None) for _ in range(3)]
     return LanguageModel(VOCABULARY, CellStack(layers), depth=1, dropout=0.1, rngs=rngs)
 
 

@@ -210,7 +210,7 @@ def readers():
 
     rngs, tight = nnx.Rngs(0), dict(rtol=1e-6, max_steps=200)
     block = dict(heads=2, d_inner=8, memory_length=30, rngs=rngs)
-    layers = [TransformerCell(8, **block, injected=False) for _ in range(2)]
+    layers = [TransformerCell(8, **block, injection=None) for _ in range(2)]
     trellis = TrellisCell(8, hidden=8, memory_length=1, rngs=rngs)
     return {
         "deq-transformer": LanguageModel(11, TransformerCell(8, **block), rngs=rngs, **tight),

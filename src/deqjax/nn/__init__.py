@@ -6,6 +6,7 @@ from .deq import DEQ as DEQ
 from .language_model import LanguageModel as LanguageModel
 from .language_model import LanguageModelOutput as LanguageModelOutput
 from .lstm import LSTMLanguageModel as LSTMLanguageModel
+from .prelude import Prelude as Prelude
 from .recurrent import Recurrent as Recurrent
 from .stack import CellStack as CellStack
 from .stack import NarrowStack as NarrowStack

@@ -36,15 +36,16 @@ StackContext = tuple[TransformerContext | Unprepared, ...]
 class CellStack(nnx.Module):
     """f = f_L ∘ ... ∘ f₁ of `TransformerCell`s, as one cell of the same interface.
 
-    With injected cells, every one of which adds its own W x to q, k and v, this is a cell of L
-    blocks for `DEQ`. With cells that have no injection it is an explicit network, such as
+    With cells of injection="qkv", every one of which adds its own W x to q, k and v, this is a cell
+    of L blocks for `DEQ`; so it is where the first is of injection="state" and the others of None.
+    With cells that have no injection it is an explicit network, such as
     Transformer-XL (Dai et al. 2019, arXiv 1901.02860): its state starts at the embedded input, and
     `LanguageModel(..., depth=1)` applies it once.
 
     Memory is a tuple, one `Memory` for each cell, of the states that entered it.
 
     Args:
-        cells: all of one width and memory length, all injected or none.
+        cells: all of one width and memory length, and of one injection, but that None may follow.
         final_norm: normalise what the last cell returns; None does where a cell is pre-LN.
         checkpoint: what back-propagation keeps: "none", everything; "all", the state between cells;
             "sqrt", the state every √L cells (Chen et al. 2016, arXiv 1604.06174).
@@ -53,7 +54,7 @@ class CellStack(nnx.Module):
         >>> from flax import nnx
         >>> from deqjax.nn import CellStack, LanguageModel, TransformerCell
         >>> rngs = nnx.Rngs(0)
-        >>> layer = lambda: TransformerCell(8, heads=2, d_inner=16, injected=False, rngs=rngs)
+        >>> layer = lambda: TransformerCell(8, heads=2, d_inner=16, injection=None, rngs=rngs)
         >>> explicit = LanguageModel(50, CellStack([layer() for _ in range(4)]), depth=1, rngs=rngs)
     """
 
@@ -66,9 +67,15 @@ class CellStack(nnx.Module):
     ):
         if not cells:
             raise ValueError("CellStack needs at least one cell")
-        for name in ("d", "memory_length", "injected"):
+        for name in ("d", "memory_length"):
             if len({getattr(cell, name) for cell in cells}) > 1:
                 raise ValueError(f"the cells of a CellStack must have the same {name}")
+        injections = [cell.injection for cell in cells]
+        if len(set(injections)) > 1 and not (injections[0] == "state" and not any(injections[1:])):
+            raise ValueError(
+                "the cells of a CellStack must have the same injection, or the first one 'state' "
+                f"and the others None; got {injections}"
+            )
         if checkpoint not in ("none", "all", "sqrt"):
             raise ValueError(f"checkpoint must be 'none', 'all' or 'sqrt', got {checkpoint!r}")
         self.cells = nnx.List(cells)
@@ -93,7 +100,7 @@ class CellStack(nnx.Module):
 
     @property
     def injected(self) -> bool:
-        return self.cells[0].injected
+        return self.cells[0].injection is not None
 
     def initial_state(self, given: TransformerInput) -> jax.Array:
         return jnp.zeros_like(given.x) if self.injected else given.x

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -148,11 +148,10 @@ class TransformerCell(nnx.Module):
         norm: "post" or "pre".
         weight_norm: learn length and direction of all matrices apart (`WeightNormLinear`), as the
             released code does. They are normalised once per solve.
-        injected: False leaves the injection out: a layer of an explicit network.
-        residual: add x to z where the block begins as well, as looped transformers do (Yang et al.
-            2023, arXiv 2311.12424): a position knows its own input without looking for it. Not in
-            the paper; it learns faster and contracts more (measured in docs/design.md). In a
-            `CellStack`, for the first cell.
+        injection: where x enters. "qkv": as W x, with weights of its own, added to q, k and v.
+            "state": x is added to z, as looped transformers do (Yang et al. 2023, arXiv
+            2311.12424), and q, k, v see it through the weights of z. None: nowhere, a layer of an
+            explicit network.
         chunk_size: compute f for at most so many positions at a time, and each chunk again in the
             gradient; None, all at once. Attention scores and the inside of the feed-forward are
             then alive for one chunk only, which is most of the memory of a wide cell. The values
@@ -177,8 +176,7 @@ class TransformerCell(nnx.Module):
         dropout: float = 0.0,
         norm: str = "post",
         weight_norm: bool = False,
-        injected: bool = True,
-        residual: bool = False,
+        injection: Literal["qkv", "state"] | None = "qkv",
         chunk_size: int | None = None,
         mimetic: bool = False,
         rngs: nnx.Rngs,
@@ -187,20 +185,19 @@ class TransformerCell(nnx.Module):
             raise ValueError(f"the width d={d} must be a multiple of heads={heads}")
         if norm not in ("post", "pre"):
             raise ValueError(f"norm must be 'post' or 'pre', got {norm!r}")
-        if mimetic and (weight_norm or not injected):
+        if injection not in ("qkv", "state", None):
+            raise ValueError(f"injection must be 'qkv', 'state' or None, got {injection!r}")
+        if mimetic and (weight_norm or injection != "qkv"):
             raise ValueError(
-                "mimetic=True sets the injection's weights: it needs injected=True and "
+                "mimetic=True sets the injection's weights: it needs injection='qkv' and "
                 "weight_norm=False"
             )
-        if residual and not injected:
-            raise ValueError("residual=True adds the input to z: it needs injected=True")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
         check_integer("chunk_size", chunk_size, least=1, optional=True)
         self.d, self.heads, self.d_inner, self.chunk_size = d, heads, d_inner, chunk_size
         self.memory_length, self.dropout = memory_length, dropout
-        self.norm, self.weight_norm = norm, weight_norm
-        self.injected, self.residual = injected, residual
+        self.norm, self.weight_norm, self.injection = norm, weight_norm, injection
         self.deterministic = False
         self.rngs = rngs.fork() if dropout else None
 
@@ -220,10 +217,10 @@ class TransformerCell(nnx.Module):
                 rngs=rngs,
             )
 
-        # What comes from z starts smaller than what comes from x: the trained cell then needs
-        # fewer solver steps and learns faster (measured in docs/design.md).
-        self.qkv = linear("embed", "qkv", gain=0.25 if injected else 1.0)
-        if injected:
+        # What comes from z starts smaller than what comes from x by another way: the trained cell
+        # then needs fewer solver steps and learns faster (measured in docs/design.md).
+        self.qkv = linear("embed", "qkv", gain=0.25 if self._projects else 1.0)
+        if self._projects:
             self.inject_qkv = linear("embed", "qkv")
         self.position = linear("embed", "heads")
         self.out = linear("heads", "embed")
@@ -239,6 +236,11 @@ class TransformerCell(nnx.Module):
             self.out.kernel[...] = value.T
         self.content_bias = nnx.Param(jnp.zeros((d,)), **axes("heads"))
         self.position_bias = nnx.Param(jnp.zeros((d,)), **axes("heads"))
+
+    @property
+    def _projects(self) -> bool:
+        """Whether x enters through weights of its own."""
+        return self.injection == "qkv"
 
     @property
     def n_in(self) -> int:
@@ -266,10 +268,10 @@ class TransformerCell(nnx.Module):
         batch, time, d = x.shape
         length = 0 if memory is None else memory.z.shape[1]
         injection = None
-        if self.injected and self._in_chunks(time):
+        if self._projects and self._in_chunks(time):
             q, k, v = self._matrices(weight(self.inject_qkv))
             injection = InjectionInChunks(x, q, x @ k, x @ v)
-        elif self.injected:
+        elif self._projects:
             injection = self.inject_qkv(x)
         qkv = weight(self.qkv)
         k = v = self._of_heads(jnp.zeros((batch, 0, d), x.dtype))
@@ -277,7 +279,7 @@ class TransformerCell(nnx.Module):
         if memory is not None:
             before = self._before(memory.z)
             k, v = (self._of_heads(before @ w) for w in self._matrices(qkv)[1:])
-            if self.injected:
+            if self._projects:
                 _, added_k, added_v = self._parts(memory.injection)
                 k, v = k + added_k, v + added_v
             valid = memory.valid
@@ -293,7 +295,7 @@ class TransformerCell(nnx.Module):
             valid=valid,
             masks=masks,
             scales=Scales(*map(column_scale, (self.out, self.up, self.down))),
-            stream=x if self.residual else None,
+            stream=x if self.injection == "state" else None,
         )
 
     def __call__(self, z: jax.Array, context: TransformerContext) -> jax.Array:
@@ -309,10 +311,10 @@ class TransformerCell(nnx.Module):
 
         The context, which a `CellStack` needs, is not needed here.
         """
-        if self.residual:
+        if self.injection == "state":
             z = z + given.x
         # The solve computed it too: XLA merges the two.
-        injection = self.inject_qkv(given.x) if self.injected else given.x[..., :0]
+        injection = self.inject_qkv(given.x) if self._projects else given.x[..., :0]
         valid = jnp.ones(z.shape[:2], bool)
         before = given.memory
         if before is not None and z.shape[1] < self.memory_length:
@@ -325,7 +327,7 @@ class TransformerCell(nnx.Module):
     def empty_memory(self, batch: int, dtype: Any = jnp.float32) -> Memory:
         """The memory before the first segment."""
         m, d = self.memory_length, self.d
-        z, injection = (jnp.zeros((batch, m, n), dtype) for n in (d, 3 * d * self.injected))
+        z, injection = (jnp.zeros((batch, m, n), dtype) for n in (d, 3 * d * self._projects))
         return Memory(z, injection, valid=jnp.zeros((batch, m), bool))
 
     def attention_weights(self, z: jax.Array, context: TransformerContext) -> jax.Array:

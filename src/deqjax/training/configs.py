@@ -102,7 +102,7 @@ class FullSize:
         """The body: all that lies between embedding and softmax."""
         if self.layers is None or self.tied:
             return self._block(rngs)
-        cells = [self._block(rngs, injected=False) for _ in range(self.layers)]
+        cells = [self._block(rngs, injection=None) for _ in range(self.layers)]
         if self.n_in == self.d:
             return CellStack(cells, checkpoint=self.checkpoint)
         return NarrowStack(cells, n_in=self.n_in, checkpoint=self.checkpoint, rngs=rngs)
@@ -137,7 +137,7 @@ class FullSize:
         model = nnx.eval_shape(lambda: self.build(nnx.Rngs(0)))
         return _parameters(model), _parameters(model.cell)
 
-    def _block(self, rngs: nnx.Rngs, injected: bool = True) -> Any:
+    def _block(self, rngs: nnx.Rngs, injection: Any = "qkv") -> Any:
         shared: dict[str, Any] = dict(
             memory_length=self.memory, dropout=self.dropout, weight_norm=self.weight_norm, rngs=rngs
         )
@@ -147,7 +147,7 @@ class FullSize:
             self.d,
             heads=self.heads,
             d_inner=self.inner,
-            injected=injected,
+            injection=injection,
             chunk_size=self.chunk_size,
             **shared,
         )
