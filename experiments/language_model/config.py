@@ -72,6 +72,9 @@ class Config:
     """first words of the rarer clusters of an adaptive embedding and softmax, such as 2000 6000"""
     divisor: int = 1
     """how many times narrower an adaptive embedding gets from cluster to cluster"""
+    softmax_chunk: int | None = None
+    """positions whose logits a training step holds at a time, all of them if not given (512 with
+    an adaptive softmax): less memory, and a gradient that computes each chunk again"""
     dropout: float = 0.0
     """rate of variational dropout inside a cell, or between the layers of an lstm"""
     dropout_in: float | None = None
@@ -105,6 +108,9 @@ class Config:
         check_integer("--memory", self.memory, least=0)
         check_integer("--eval-rows", self.eval_rows, least=1)
         check_integer("--chunk-size", self.chunk_size, least=1, optional=True)
+        check_integer("--softmax-chunk", self.softmax_chunk, least=1, optional=True)
+        if self.softmax_chunk is not None and (self.model == "lstm" or self.dropout_words):
+            raise OptionError("--softmax-chunk is not for lstm, nor for --dropout-words")
         if self.chunk_size is not None and "transformer" not in self.model:
             raise OptionError("--chunk-size is for the transformers")
         check_integer("--prelude", self.prelude, least=0)

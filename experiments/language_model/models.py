@@ -40,11 +40,12 @@ def build(config: Config, vocabulary: int, rngs: nnx.Rngs) -> Any:
         )
     cell = _cell(c, rngs)
     softmax = None
-    if c.cutoffs or c.divisor > 1:
+    if c.cutoffs or c.divisor > 1 or c.softmax_chunk:  # without cut-offs: one table, in chunks
         embedding = AdaptiveEmbedding(
             vocabulary, c.width, cutoffs=c.cutoffs, divisor=c.divisor, rngs=rngs
         )
-        softmax = AdaptiveSoftmax(embedding, rngs=rngs)
+        chunk = {} if c.softmax_chunk is None else {"chunk_size": c.softmax_chunk}
+        softmax = AdaptiveSoftmax(embedding, **chunk, rngs=rngs)
     return LanguageModel(
         vocabulary,
         cell,

@@ -51,6 +51,10 @@ def run(module, *flags):
         (["--tighten", "--jacobian", "0"], "must not be 0"),
         (["--chunk-size", "0"], "--chunk-size must be an integer >= 1"),
         (["--model", "lstm", "--chunk-size", "8"], "--chunk-size is for the transformers"),
+        (["--softmax-chunk", "0"], "--softmax-chunk must be an integer >= 1"),
+        (["--model", "lstm", "--softmax-chunk", "8"], "--softmax-chunk is not for lstm"),
+        (["--model", "transformer-xl", "--prelude", "1"], "--prelude and --injection are for"),
+        (["--prelude", "-1"], "--prelude must be an integer >= 0"),
         (["--depth", "0"], "--depth must be an integer >= 1"),
         (
             ["--model", "trellisnet", "--checkpoint", "all"],

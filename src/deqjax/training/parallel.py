@@ -238,7 +238,7 @@ def _alone(local: Local) -> Local:
 
     def run(*given):
         sums, carry, rest = local(*given, 0)
-        return lax.optimization_barrier(sums), carry, rest
+        return jax.tree.map(lax.optimization_barrier, sums), carry, rest
 
     return run
 
