@@ -27,6 +27,22 @@ def recipe(args: list[str]) -> Config:
     return config
 
 
+def _training(stack_steps: int = 0) -> TrainOptions:
+    return TrainOptions(
+        steps=9000,
+        batch_size=16,
+        learning_rate=2e-3,
+        warmup=200,
+        weight_decay=0.02,
+        clip=0.5,
+        stack_steps=stack_steps,
+        stack_jitter=2,
+        eval_every=900,
+        checkpoint_every=300,
+        log_every=20,
+    )
+
+
 def _words(dataset: str) -> dict[str, Any]:
     """Words of a small corpus: many passes over it, and much dropout."""
     return dict(
@@ -35,23 +51,14 @@ def _words(dataset: str) -> dict[str, Any]:
         segment=64,
         memory=64,
         width=128,
+        norm="pre",
         dropout=0.1,
         dropout_in=0.2,
         dropout_out=0.3,
+        softmax_chunk=256,
         solver=SolverOptions(rtol=1e-2, max_steps=16),
-        train=TrainOptions(
-            steps=9000,
-            batch_size=16,
-            learning_rate=2e-3,
-            warmup=200,
-            weight_decay=0.02,
-            clip=0.5,
-            stack_steps=6000,
-            stack_jitter=2,
-            eval_every=900,
-            checkpoint_every=300,
-            log_every=20,
-        ),
+        penalties=PenaltyOptions(),
+        train=_training(),
     )
 
 
@@ -60,11 +67,20 @@ def _words(dataset: str) -> dict[str, Any]:
 WORDS: dict[str, dict[str, Any]] = {name: _words(name) for name in ("ptb", "wikitext-2")}
 
 # What makes each row of the table; the transformers share their width, and so the embedding.
+_TIED: dict[str, Any] = dict(inner=440, prelude=1, blocks=2, injection="state")
+_TRELLIS: dict[str, Any] = dict(hidden=192, weight_norm=True, memory=1, norm="post")
 SIZES: dict[str, dict[str, Any]] = {
-    "deq-transformer": dict(inner=768),
-    "universal-transformer": dict(inner=768),
+    "deq-transformer": _TIED,
+    "universal-transformer": _TIED,
     "transformer-xl": dict(inner=256),
-    "deq-trellisnet": dict(hidden=192, weight_norm=True, memory=1),
-    "trellisnet": dict(hidden=192, weight_norm=True, memory=1),
-    "lstm": dict(hidden=256, layers=2, weight_drop=0.2, dropout_words=0.1),
+    "deq-trellisnet": dict(**_TRELLIS, train=_training(stack_steps=6000)),
+    "trellisnet": _TRELLIS,
+    "lstm": dict(
+        hidden=256,
+        layers=2,
+        weight_drop=0.2,
+        dropout_words=0.1,
+        softmax_chunk=None,
+        norm="post",
+    ),
 }

@@ -23,7 +23,7 @@ from .recipes import recipe
 RECORDED = Path(__file__).parents[1] / "results" / "language_models"
 ROW, TABLE, NOTES = "row.json", "README.md", "notes.md"
 COLUMNS = (
-    *("model", "parameters", "without words", "test perplexity", "tokens seen", "s a step"),
+    *("run", "parameters", "without words", "test perplexity", "tokens seen", "s a step"),
     *("memory", "solves", "wall time"),
 )
 EMBEDDING = ("embedding", "softmax", "bias")  # parameters of the words, and not of the network
@@ -132,7 +132,10 @@ def _commit() -> str | None:
 
 def table() -> str:
     """The recorded runs as Markdown, read from their files."""
-    found = [json.loads(path.read_text()) for path in sorted(RECORDED.glob(f"*/{ROW}"))]
+    found = [
+        json.loads(path.read_text()) | {"run": path.parent.name}
+        for path in sorted(RECORDED.glob(f"*/{ROW}"))
+    ]
     text = """# Language models
 
 Two CPU cores, float32. Every token of the test text is scored once, memory carried along the
@@ -153,12 +156,14 @@ forward / adjoint steps, and the share of forward solves that converged.
                     f"{r['training_converged']:.0%}"
                 )
             text += (
-                f"| {r['model']} | {r['parameters']:,} | {r['non_embedding']:,} "
+                f"| {r['run'].removeprefix(dataset + '-')} | {r['parameters']:,} | {r['non_embedding']:,} "
                 f"| {r['test_perplexity']:.1f} | {r['training_tokens'] / 1e6:.1f}M "
                 f"| {r['seconds_per_step']:.2f} | {r['memory_bytes'] / 1e6:.0f} MB | {solves} "
                 f"| {r['seconds'] / 60:.0f} min |\n"
             )
-        text += "\n```sh\n" + "\n".join(r["command"] for r in rows) + "\n```\n"
+        text += (
+            "\n```sh\n" + "\n".join(f"{r['command']} --name {r['run']}" for r in rows) + "\n```\n"
+        )
     text += """
 Written by `python -m experiments.evaluate --checkpoint RUN --data-dir DIR --record`.
 """

@@ -139,7 +139,10 @@ TRAINED = {
         "--activation",
         "1",
     ],
-    "universal-transformer": ["--blocks", "2", "--norm", "pre", "--schedule", "plateau"],
+    "universal-transformer": [
+        *("--blocks", "2", "--norm", "pre", "--prelude", "1", "--injection", "state"),
+        *("--schedule", "plateau", "--softmax-chunk", "16"),
+    ],
     "trellisnet": ["--checkpoint", "sqrt", "--dropout", "0.1", "--dropout-words", "0.1"],
     "transformer-xl": ["--checkpoint", "sqrt", "--cutoffs", "6", "--divisor", "2"],
     "lstm": ["--optimiser", "sgd", "--temporal", "1", "--weight-drop", "0.2"],
