@@ -43,11 +43,11 @@ class Config:
     """width of the embedding, and of a transformer's state"""
     heads: int = 4
     """attention heads"""
-    inner: int = 512
+    inner: int = 256
     """width of a transformer's feed-forward"""
     hidden: int = 256
     """width of a trellisnet's h and of an lstm's layers"""
-    blocks: int = 1
+    blocks: int = 2
     """transformer blocks in the cell of deq-transformer and universal-transformer"""
     layers: int = 12
     """layers of transformer-xl and lstm"""
@@ -59,12 +59,12 @@ class Config:
     chunk_size: int | None = None
     """positions that a transformer computes at a time, all of them if not given: less memory, and
     a gradient that computes each chunk again"""
-    norm: Literal["post", "pre"] = "post"
+    norm: Literal["post", "pre"] = "pre"
     """layer norm of a transformer after or before attention and feed-forward"""
-    injection: Literal["qkv", "state"] = "qkv"
-    """how the input enters a transformer's cell: added to q, k and v by weights of its own, or to
-    the state"""
-    prelude: int = 0
+    injection: Literal["qkv", "state"] = "state"
+    """how the input enters the cell of deq-transformer and universal-transformer: added to q, k and
+    v by weights of its own, or to the state"""
+    prelude: int = 1
     """explicit layers before the equilibrium, or before universal-transformer's stack"""
     weight_norm: bool = False
     """learn length and direction of a cell's matrices apart"""
@@ -94,9 +94,8 @@ class Config:
     eval_rows: int = 8
     """rows that held-out text is scored in, side by side; fewer rows, more context"""
     solver: SolverOptions = field(default_factory=lambda: SolverOptions(rtol=5e-3))
-    # Without the penalty some seeds end where half of the solves fail: see docs/training.md.
-    penalties: PenaltyOptions = field(default_factory=lambda: PenaltyOptions(jacobian=0.1))
-    train: TrainOptions = field(default_factory=lambda: TrainOptions(stack_steps=250))
+    penalties: PenaltyOptions = field(default_factory=PenaltyOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
 
     @property
     def solves(self) -> bool:
@@ -117,7 +116,7 @@ class Config:
         tied = self.model in ("deq-transformer", "universal-transformer")
         if not tied and (self.prelude or self.injection != "qkv"):
             raise OptionError(
-                "--prelude and --injection are for deq-transformer and universal-transformer"
+                "--prelude and --injection state are for deq-transformer and universal-transformer"
             )
         if self.checkpoint == "all" and self.model != "transformer-xl":
             raise OptionError("--checkpoint all is for transformer-xl; there is sqrt for a stack")

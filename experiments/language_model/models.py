@@ -44,8 +44,7 @@ def build(config: Config, vocabulary: int, rngs: nnx.Rngs) -> Any:
         embedding = AdaptiveEmbedding(
             vocabulary, c.width, cutoffs=c.cutoffs, divisor=c.divisor, rngs=rngs
         )
-        chunk = {} if c.softmax_chunk is None else {"chunk_size": c.softmax_chunk}
-        softmax = AdaptiveSoftmax(embedding, **chunk, rngs=rngs)
+        softmax = AdaptiveSoftmax(embedding, chunk_size=c.softmax_chunk or 512, rngs=rngs)
     return LanguageModel(
         vocabulary,
         cell,

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from deqjax.training import PenaltyOptions, SolverOptions, TrainOptions
+from deqjax.training import SolverOptions, TrainOptions
 
 from .config import Config
 
@@ -21,9 +21,8 @@ def recipe(args: list[str]) -> Config:
     if chosen.preset in WORDS:
         given = WORDS[chosen.preset] | SIZES.get(chosen.model, {})
         config = dataclasses.replace(config, **given)
-    if not chosen.model.startswith("deq-"):
-        train = dataclasses.replace(config.train, stack_steps=0)
-        config = dataclasses.replace(config, train=train, penalties=PenaltyOptions())
+    if chosen.model not in ("deq-transformer", "universal-transformer"):
+        config = dataclasses.replace(config, injection="qkv", prelude=0)
     return config
 
 
@@ -51,13 +50,11 @@ def _words(dataset: str) -> dict[str, Any]:
         segment=64,
         memory=64,
         width=128,
-        norm="pre",
         dropout=0.1,
         dropout_in=0.2,
         dropout_out=0.3,
         softmax_chunk=256,
         solver=SolverOptions(rtol=1e-2, max_steps=16),
-        penalties=PenaltyOptions(),
         train=_training(),
     )
 
@@ -67,20 +64,11 @@ def _words(dataset: str) -> dict[str, Any]:
 WORDS: dict[str, dict[str, Any]] = {name: _words(name) for name in ("ptb", "wikitext-2")}
 
 # What makes each row of the table; the transformers share their width, and so the embedding.
-_TIED: dict[str, Any] = dict(inner=440, prelude=1, blocks=2, injection="state")
-_TRELLIS: dict[str, Any] = dict(hidden=192, weight_norm=True, memory=1, norm="post")
+_TRELLIS: dict[str, Any] = dict(hidden=192, weight_norm=True, memory=1)
 SIZES: dict[str, dict[str, Any]] = {
-    "deq-transformer": _TIED,
-    "universal-transformer": _TIED,
-    "transformer-xl": dict(inner=256),
+    "deq-transformer": dict(inner=440),
+    "universal-transformer": dict(inner=440, depth=6),
     "deq-trellisnet": dict(**_TRELLIS, train=_training(stack_steps=6000)),
     "trellisnet": _TRELLIS,
-    "lstm": dict(
-        hidden=256,
-        layers=2,
-        weight_drop=0.2,
-        dropout_words=0.1,
-        softmax_chunk=None,
-        norm="post",
-    ),
+    "lstm": dict(hidden=256, layers=2, weight_drop=0.2, dropout_words=0.1, softmax_chunk=None),
 }

@@ -155,8 +155,9 @@ forward / adjoint steps, and the share of forward solves that converged.
                     f"{r['training_forward_steps']:.1f} / {r['training_adjoint_steps']:.1f}, "
                     f"{r['training_converged']:.0%}"
                 )
+            name = r["run"].removeprefix(dataset + "-")
             text += (
-                f"| {r['run'].removeprefix(dataset + '-')} | {r['parameters']:,} | {r['non_embedding']:,} "
+                f"| {name} | {r['parameters']:,} | {r['non_embedding']:,} "
                 f"| {r['test_perplexity']:.1f} | {r['training_tokens'] / 1e6:.1f}M "
                 f"| {r['seconds_per_step']:.2f} | {r['memory_bytes'] / 1e6:.0f} MB | {solves} "
                 f"| {r['seconds'] / 60:.0f} min |\n"

@@ -48,12 +48,15 @@ def run(module, *flags):
         (["--dropout", "1.5"], "dropout must be in [0, 1)"),
         (["--model", "transformer-xl", "--warm-start"], "--warm-start is for deq-transformer"),
         (["--model", "lstm", "--jacobian", "1"], "--jacobian are for deq-transformer"),
-        (["--tighten", "--jacobian", "0"], "must not be 0"),
+        (["--tighten"], "must not be 0"),
         (["--chunk-size", "0"], "--chunk-size must be an integer >= 1"),
         (["--model", "lstm", "--chunk-size", "8"], "--chunk-size is for the transformers"),
         (["--softmax-chunk", "0"], "--softmax-chunk must be an integer >= 1"),
         (["--model", "lstm", "--softmax-chunk", "8"], "--softmax-chunk is not for lstm"),
-        (["--model", "transformer-xl", "--prelude", "1"], "--prelude and --injection are for"),
+        (
+            ["--model", "transformer-xl", "--prelude", "1"],
+            "--prelude and --injection state are for",
+        ),
         (["--prelude", "-1"], "--prelude must be an integer >= 0"),
         (["--depth", "0"], "--depth must be an integer >= 1"),
         (

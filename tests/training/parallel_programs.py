@@ -13,6 +13,7 @@ from deqjax.nn import (
     CellStack,
     LanguageModel,
     LSTMLanguageModel,
+    Prelude,
     TransformerCell,
     TrellisCell,
 )
@@ -53,6 +54,13 @@ def deq_transformer(rngs):
 def explicit(rngs):
     layers = [transformer(rngs, injection=None) for _ in range(3)]
     return LanguageModel(VOCABULARY, CellStack(layers), depth=1, dropout=0.1, rngs=rngs)
+
+
+def deq_after_a_prelude(rngs):
+    first = CellStack([transformer(rngs, injection=None, norm="pre")], final_norm=False)
+    core = CellStack([transformer(rngs, injection="state", norm="pre")])
+    options = dict(dropout=0.1, rtol=1e-5, max_steps=40)
+    return LanguageModel(VOCABULARY, Prelude(first, core), **options, rngs=rngs)
 
 
 def deq_trellisnet(rngs):
@@ -161,7 +169,7 @@ def the_explicit_network_agrees():
 
 
 def other_models_agree():
-    for new_model in (deq_trellisnet, lstm):
+    for new_model in (deq_after_a_prelude, deq_trellisnet, lstm):
         agree(new_model, "shard_map", "shard_map_fsdp", "jit_tensor", "pmap")
 
 

@@ -44,7 +44,7 @@ class Pressure(NamedTuple):
 class Carry(NamedTuple):
     """What one segment hands to the next: its memory, and its z* to start from (or None)."""
 
-    memory: Memory | tuple[Memory, ...]
+    memory: Memory | tuple[Any, ...]
     z: jax.Array | None
     pressure: Pressure | None = None
 

@@ -243,8 +243,8 @@ def largest(
 
     unit = first.shards * first.options.accumulate
     limit = first.memory.capacity
-    where = dict(first=first.global_batch, within=within, compilations=compilations)
-    return largest_batch(needs, unit, limit, **where)
+    begin = first.global_batch
+    return largest_batch(needs, unit, limit, first=begin, within=within, compilations=compilations)
 
 
 def _in_chunks(model: FullSize, size: int) -> FullSize:
