@@ -91,17 +91,17 @@ def plot(traced: dict[str, np.ndarray], rtol: float, path: Path, title: str) -> 
         evaluations = np.arange(1, last + 2)
         low, middle, high = (np.quantile(filled[: last + 1], q, axis=1) for q in (0, 0.5, 1))
         axes.fill_between(evaluations, low, high, color=COLOURS[solver], alpha=0.15, lw=0)
-        axes.plot(evaluations, middle, color=COLOURS[solver], lw=2)
-        axes.annotate(
-            solver,
-            (evaluations[-1], middle[-1]),
-            xytext=(5, 0),
-            textcoords="offset points",
-            color=COLOURS[solver],
-            va="center",
-        )
+        axes.plot(evaluations, middle, color=COLOURS[solver], lw=2, label=solver)
     axes.axhline(rtol, color="black", lw=1, ls="--")
-    axes.annotate("tolerance in training", (1, rtol), xytext=(0, 3), textcoords="offset points")
+    axes.annotate(
+        "tolerance in training",
+        (1, rtol),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right",
+    )
+    axes.legend(frameon=False)
     axes.set_yscale("log")
     axes.set_xlim(left=1)
     axes.margins(x=0.12)

@@ -53,7 +53,6 @@ def _words(dataset: str) -> dict[str, Any]:
         dropout=0.1,
         dropout_in=0.2,
         dropout_out=0.3,
-        softmax_chunk=256,
         solver=SolverOptions(rtol=1e-2, max_steps=16),
         train=_training(),
     )
@@ -70,5 +69,5 @@ SIZES: dict[str, dict[str, Any]] = {
     "universal-transformer": dict(inner=440, depth=6),
     "deq-trellisnet": dict(**_TRELLIS, train=_training(stack_steps=6000)),
     "trellisnet": _TRELLIS,
-    "lstm": dict(hidden=256, layers=2, weight_drop=0.2, dropout_words=0.1, softmax_chunk=None),
+    "lstm": dict(hidden=256, layers=2, weight_drop=0.2, dropout_words=0.1),
 }
