@@ -44,8 +44,8 @@ compiler's. 1 GB is 10⁹ bytes. Differences are to the smallest count with more
 Expected: the same work and memory on every chip whatever their number; no collective in any loop;
 outside, one reduction of the gradient a step, 4 bytes a parameter ({gradient}), and of a few
 scalars. XLA splits it into several all-reduces: `gradients` is their bytes over those of the
-gradient. A chip alone has nobody to talk to: its program is another one, with no reduction in it,
-and the compiler plans its buffers otherwise."""
+gradient. A chip alone has no reduction in its program, and the compiler may plan its buffers
+otherwise."""
 
 
 @dataclass(frozen=True)
