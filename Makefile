@@ -21,7 +21,7 @@ RUN_EXTRAS := experiments$(if $(EXTRAS),$(comma)$(EXTRAS))
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1:  \2/p' Makefile
 
-train: ## train the language model (by default a run of about 3 minutes on a CPU)
+train: ## train the language model (by default a run of about 2 minutes on a CPU)
 	@$(call venv,$(RUN_EXTRAS)) -m experiments.language_model $(ARGS)
 
 test test-all: export JAX_PLATFORMS = cpu
