@@ -318,15 +318,11 @@ def test_the_largest_batch(capacity, bend):
 @pytest.mark.parametrize("bend", [0.0, 0.01])
 def test_a_search_to_two_percent(capacity, bend):
     need = lambda batch: 4 + batch + bend * batch**1.5
-    compiled = []
-
-    def needs(batch):
-        compiled.append(batch)
-        return need(batch), need(batch) <= capacity
-
+    needs = lambda batch: (need(batch), need(batch) <= capacity)
     found = largest_batch(needs, 5, capacity, first=10, within=0.02)
     assert need(found.batch) <= capacity < need(found.too_large)
     assert found.too_large - found.batch <= max(5, 0.02 * found.batch)
+    compiled = [batch for batch, _, _ in found.tried]
     assert len(compiled) == len(set(compiled)) <= (8 if not bend else 10)
 
 

@@ -234,7 +234,7 @@ class Parallel:
 
 def _alone(local: Local) -> Local:
     """One device has the whole gradient before it updates anything, as many have after they have
-    reduced it: compilers that mix the two need more memory (experiments/results/scaling.md)."""
+    reduced it: a compiler that mixes the two may need more memory (docs/design.md)."""
 
     def run(*given):
         sums, carry, rest = local(*given, 0)
