@@ -97,7 +97,8 @@ def plot(found: dict[int, dict[int, dict[str, list[float]]]], path: Path, title:
         row[0].set_ylabel("best relative residual")
     for axes in grid[-1]:
         axes.set_xlabel("evaluations of f")
-    grid[0, -1].legend(title="training step", fontsize=7, title_fontsize=8, loc="upper right")
+    handles, labels = grid[0, -1].get_legend_handles_labels()
+    figure.legend(handles, labels, title="training step", fontsize=8, loc="outside right upper")
     figure.savefig(path)
 
 
