@@ -23,6 +23,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from .layouts import Step
 from .mesh import (
     ROWS,
     cut_along,
@@ -78,12 +79,9 @@ class Parallel:
         specs["carry"] = row_specs(state.carry)
         return type(state)(**{k: shardings(v, self.mesh) for k, v in specs.items()})
 
-    def compile(self, step: Callable, state: Any) -> Callable:
+    def compile(self, step: Callable, state: Any) -> Step:
         """A train step, compiled for states that live as this one does, which it may overwrite."""
-        where = self.state_shardings(state)
-        return jax.jit(
-            step, donate_argnums=0, out_shardings=None if where is None else (where, None)
-        )
+        return Step(step, state, self.state_shardings(state))
 
     def rows(self, batch_size: int) -> slice:
         """The samples that this process must bring; all, where it has devices of every part."""
