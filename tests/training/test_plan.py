@@ -1,6 +1,7 @@
 """The planner: compiled programs read, what they cost, what fits."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from deqjax.training import OptionError, SolverOptions
+from deqjax.training import OptionError, SolverOptions, TrainOptions
 from deqjax.training.configs import named
 from deqjax.training.plan import CHIPS, Collective, Cost, Costs, Roofline, largest, plan
 from deqjax.training.plan.__main__ import Config, main
 from deqjax.training.plan.cost import program_costs
 from deqjax.training.plan.hlo import Program, arrays, collectives
 from deqjax.training.plan.memory import shortage
+from deqjax.training.plan.program import Programs
 from deqjax.training.plan.report import largest_text, report
 from deqjax.training.plan.search import largest_batch
 from deqjax.training.plan.topology import devices_of
@@ -363,13 +365,30 @@ temporaries (400.00G) exceeds available HBM (95.74G)."
 def test_a_tpu_program():
     """The parser reads what libtpu writes: the work of the cell, in VMEM or not."""
     pytest.importorskip("libtpu")
-    found = plan(SMALL, "v5e:2x2", global_batch=8)
+    wide = replace(SMALL, inner=2000)  # most of its work is in products, which both count
+    found = plan(wide, "v5e:2x2", global_batch=8)
     assert found.chips == 4 and found.rows == 2 and found.fits
     assert found.costs.loops == (1, 1)
     for got in (found.evaluation.flops, found.costs.forward.flops):
-        assert 1 <= got / (2 * cell_flops(SMALL)) < 1.05, got
+        assert 1 <= got / (2 * cell_flops(wide)) < 1.05, got
     assert 0.8 < found.flops_once / found.xla_flops <= 1
     assert not found.costs.forward.collectives and not found.costs.adjoint.collectives
+
+
+@pytest.mark.slow
+def test_a_tpu_step_turns_no_parameter_or_moment_round():
+    """A wide table: in the usual layout, with the fewest numbers of padding, its rows lie across
+    the lanes, and the products want them along. The compiler chooses (`layouts.Step`)."""
+    pytest.importorskip("libtpu")
+    _, devices = devices_of("v5e:2x2")
+    words = replace(SMALL, vocabulary=20_000, n_in=60, d=60)
+    options = TrainOptions(batch_size=8, learning_rate=1e-3)
+    programs = Programs.of(words, options, SolverOptions(), "float32", devices)
+    text = programs.train_step().compile().as_text()
+    entry = text[text.index("\nENTRY") :]
+    state = re.findall(r"(%\S+) = f32\[20000,60\]\S* parameter", entry)
+    assert len(state) == 3  # the table and its two moments
+    assert not re.findall(rf"copy\((?:{'|'.join(map(re.escape, state))})[,)]", entry)
 
 
 @pytest.mark.slow

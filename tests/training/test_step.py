@@ -8,9 +8,11 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.experimental.layout import Format, Layout
 
 import deqjax
 from deqjax.training import Phase, Plateau, Task, TrainOptions, make_step, new_state
+from deqjax.training.parallel import Parallel
 from deqjax.training.schedules import learning_rate, optimiser
 
 
@@ -195,3 +197,22 @@ def test_vectors_are_not_decayed():
     assert (
         float(jnp.abs(updates["kernel"]).min()) > 0 and float(jnp.abs(updates["bias"]).max()) == 0
     )
+
+
+def test_a_step_takes_arrays_in_any_layout_and_turns_them_once(batch):
+    """A new or restored state, or that of another phase, may lie in memory otherwise."""
+    task, sgd = Regression(), optax.sgd(0.1)
+    graph, state = new_state(task, sgd, seed=0)
+    step = Parallel().compile(make_step(task, graph, sgd), state)
+    batch = jax.device_put(batch)
+    kernel = state.params["cell"]["linear"]["kernel"][...]
+    usual = kernel.format
+    columns = jax.device_put(kernel + 0, Format(Layout(major_to_minor=(1, 0)), usual.sharding))
+    assert columns.format != usual
+    other = jax.tree.map(lambda x: x + 0, state)
+    other.params["cell"]["linear"]["kernel"][...] = columns
+    (state, _), (other, _) = step(state, batch), step(other, batch)
+    for got, want in zip(jax.tree.leaves(other), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(got, want)
+    with jax.transfer_guard("disallow_explicit"):  # nothing is left to turn
+        step(other, batch)

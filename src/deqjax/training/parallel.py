@@ -140,7 +140,7 @@ class Parallel:
     def spread(self, local: Local) -> Local:
         """`local`, for the samples in hand, as a function of the whole batch."""
         if self.mesh is None:
-            return _alone(local)
+            return lambda *given: local(*given, 0)
         return {"shard_map": self._shard_map, "jit": self._jit, "pmap": self._pmap}[self.way](local)
 
     def _shard_map(self, local: Local) -> Local:
@@ -228,17 +228,6 @@ class Parallel:
             return sums, jax.tree.map(joined, carry), rest
 
         return run
-
-
-def _alone(local: Local) -> Local:
-    """One device has the whole gradient before it updates anything, as many have after they have
-    reduced it: a compiler that mixes the two may need more memory (docs/design.md)."""
-
-    def run(*given):
-        sums, carry, rest = local(*given, 0)
-        return jax.tree.map(lax.optimization_barrier, sums), carry, rest
-
-    return run
 
 
 def _count(batch: PyTree) -> int:

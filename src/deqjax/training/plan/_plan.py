@@ -186,7 +186,7 @@ def plan(
     if compiled is None:
         fields |= missing
     else:
-        fields |= from_compiler(compiled)
+        fields |= from_compiler(compiled, chip)
         text = compiled.as_text() or ""
         costs, once = program_costs(text), program_costs(text, once=True).outside.flops
         xla_flops = (compiled.cost_analysis() or {}).get("flops")

@@ -56,6 +56,8 @@ CHIPS = {
     )
 }
 
+TPUS = ("v5e", "v5p", "v6e")
+
 # Products go to cuBLAS: the sizes of Triton's tiles are found by trying them out on a GPU.
 GPU_OPTIONS: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
 # What XLA must know of a GPU to compile for one that is not there (its `GpuTargetConfigProto`).

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ...solvers.base import Point
 from ..mesh import without
-from .chips import GPU_OPTIONS, GPUS, Chip
+from .chips import GPU_OPTIONS, GPUS, TPUS, Chip
 from .program import Programs
 
 PyTree = Any
@@ -36,7 +36,7 @@ class Memory:
         history: what the solver keeps of its steps; a part of `temporary` (on a TPU some of it may
             be in VMEM instead). The adjoint's comes when the forward one's is gone.
         arguments, results: of the train step. The donated state is in both, once.
-        temporary: all that lives between them.
+        temporary: all that lives between them, where there is most of it.
         code: the program.
         peak: all of these at once. None where the compiler gives up.
         capacity: of the chip.
@@ -81,18 +81,23 @@ def from_shapes(programs: Programs, capacity: float) -> dict[str, Any]:
     )
 
 
-def from_compiler(compiled: jax.stages.Compiled) -> dict[str, Any]:
+def from_compiler(compiled: jax.stages.Compiled, chip: Chip) -> dict[str, Any]:
     """The fields that a compiled train step has.
 
-    The peak is the sum of arguments, results that overwrite none of them, temporary buffers and the
-    program: an upper bound that compilers keep to, as they plan one heap for the temporary ones.
+    For a TPU, what is temporary is the most that is alive at once besides arguments and results
+    (`peak_memory_in_bytes`): what libtpu calls temporary is more than it allocates, by a tenth to a
+    half (docs/design.md, "Several devices"). Packing takes up to a tenth of it again; whether a
+    program fits, the compiler knows, and `compile_for` asks. On others it is the heap of temporary
+    buffers, and the live ones are not known.
     """
     found = compiled.memory_analysis()
     if found is None:
         return {}
-    arguments, temporary = found.argument_size_in_bytes, found.temp_size_in_bytes
+    arguments, code = found.argument_size_in_bytes, found.generated_code_size_in_bytes
     results = found.output_size_in_bytes - found.alias_size_in_bytes
-    code = found.generated_code_size_in_bytes
+    temporary = found.temp_size_in_bytes
+    if chip.name in TPUS:
+        temporary = found.peak_memory_in_bytes - arguments - results
     peak = arguments + results + temporary + code
     return dict(arguments=arguments, results=results, temporary=temporary, code=code, peak=peak)
 
