@@ -188,8 +188,39 @@ def test_mapped_and_linearised():
     def tangent(f, h):
         return jax.jvp(lambda h: f(softmax, h, targets), (h,), (jnp.cos(h),))[1]
 
-    got, want = tangent(loss, h), tangent(gathered, h)
+    linear = lambda softmax, h, targets: softmax.loss(h, targets, forward_mode=True)
+    got, want = tangent(linear, h), tangent(gathered, h)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_gradients():
+    """The gradient is written by hand; that of it is JAX's."""
+    softmax, (h, targets) = softmax_of("divided"), every_target()
+
+    @jax.jit(static_argnums=0)
+    def hessian_times_cosine(f, h):
+        total = lambda h: jnp.sum(f(softmax, h, targets) ** 2)
+        return jax.grad(lambda h: jnp.vdot(jax.grad(total)(h), jnp.cos(h)))(h)
+
+    got, want = hessian_times_cosine(loss, h), hessian_times_cosine(gathered, h)
+    np.testing.assert_allclose(got, want, rtol=2e-4, atol=1e-4)
+
+
+def test_a_tail_that_is_not_in_a_chunk_adds_nothing_to_its_gradient():
+    """Not even a matrix of zeros, as JAX's own rules would."""
+    softmax, (h, targets) = softmax_of("divided"), every_target()
+    graph, params = nnx.split(softmax)
+    tail = max(t[...].shape for t in softmax.embedding.tables[1:])
+
+    def zeros_in_loops(**options):
+        total = lambda params: nnx.merge(graph, params).loss(h, targets, **options).sum()
+        jaxpr = jax.make_jaxpr(jax.grad(total))(params).jaxpr
+        loops = [e for e in equations(jaxpr) if e.primitive.name == "scan"]
+        inside = [e for loop in loops for e in equations(loop.params["jaxpr"])]
+        zeros = [e for e in inside if e.primitive.name == "broadcast_in_dim"]
+        return sum(e.outvars[0].aval.shape == tail for e in zeros)
+
+    assert zeros_in_loops() == 0 and zeros_in_loops(forward_mode=True) > 0
 
 
 def test_inside_shard_map_the_weights_gradients_are_summed_once():

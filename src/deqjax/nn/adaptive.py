@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .._closure import vary_with
+from .._closure import vary_like, vary_with
 from .._errors import check_integer
 
 
@@ -155,20 +155,26 @@ class AdaptiveSoftmax(nnx.Module):
         """
         self._check(h)
         (head, *tails), first = self._clusters(), self.embedding.ranges[0][1]
-        log_p = jax.nn.log_softmax(_logits(h, head))
+        h = _wide(h)
+        log_p = jax.nn.log_softmax(_logits(_projected(h, head), head))
         parts = [log_p[..., :first]]
         for i, tail in enumerate(tails, start=first):
-            parts.append(log_p[..., i : i + 1] + jax.nn.log_softmax(_logits(h, tail)))
+            parts.append(
+                log_p[..., i : i + 1] + jax.nn.log_softmax(_logits(_projected(h, tail), tail))
+            )
         return jnp.concatenate(parts, axis=-1)
 
-    def loss(self, h: jax.Array, targets: jax.Array) -> jax.Array:
+    def loss(self, h: jax.Array, targets: jax.Array, *, forward_mode: bool = False) -> jax.Array:
         """−log p(target) at every position, (...), for h (..., d) and targets int (...).
 
         Exactly `-log_probs` at the targets, without the matrix. Positions are sorted by target and
         go in chunks: a chunk computes the head, and a tail only if one of its targets is in it. So
         the head is paid at every position, and a tail at those of its words, rounded up to chunks.
-        The gradient computes each chunk again, so never more than one is alive:
-        chunk_size × (largest cluster) floats and their like, and the gradient of the weights.
+        The gradient computes each chunk again, so never more than one is alive, chunk_size ×
+        (largest cluster) floats and their like, and adds to the weights' gradient in place.
+
+        As with `fixed_point`, what that gives up is `jvp`: `forward_mode=True` has it, by JAX's own
+        rules, and a gradient that takes more memory and time.
 
         A target outside [0, vocabulary) gets NaN, with a gradient of zero.
 
@@ -189,18 +195,13 @@ class AdaptiveSoftmax(nnx.Module):
             return jnp.zeros(targets.shape, _wide(h).dtype)
         # Inside shard_map the weights' gradients are then summed over devices once, not per chunk.
         clusters = vary_with(self._clusters(), (h, targets))
-        ranges = self.embedding.ranges
-
-        @jax.checkpoint
-        def chunk_loss(chunk):
-            h, targets = chunk
-            return _chunk_loss(h, targets, clusters, ranges)
-
         shape = targets.shape
-        h, targets = jnp.reshape(h, (-1, h.shape[-1])), targets.reshape(-1)
+        h, targets = _wide(jnp.reshape(h, (-1, h.shape[-1]))), targets.reshape(-1)
         order = jnp.argsort(targets)
         chunks = _chunked(order, self.chunk_size)
-        losses = jax.lax.map(chunk_loss, (h[chunks], targets[chunks])).reshape(-1)[: len(order)]
+        compute = _chunk_by_chunk if forward_mode else _losses
+        losses = compute(self.embedding.ranges, clusters, h[chunks], targets[chunks])
+        losses = losses.reshape(-1)[: len(order)]
         losses = jnp.zeros_like(losses).at[order].set(losses, unique_indices=True)
         known = _inside(targets, 0, self.embedding.vocabulary)
         return jnp.where(known, losses, jnp.nan).reshape(shape)
@@ -229,40 +230,102 @@ class _Cluster(NamedTuple):
     bias: jax.Array  # (words,)
 
 
-def _chunk_loss(h, targets, clusters, ranges):
+def _chunk_by_chunk(ranges, clusters, h, targets):
+    """(chunks, chunk) for h (chunks, chunk, d) and targets (chunks, chunk)."""
+    return jax.lax.map(lambda chunk: _chunk_loss(ranges, clusters, *chunk), (h, targets))
+
+
+_losses = jax.custom_vjp(_chunk_by_chunk, nondiff_argnums=(0,))
+
+
+def _losses_forward(ranges, clusters, h, targets):
+    return _chunk_by_chunk(ranges, clusters, h, targets), (clusters, h, targets)
+
+
+def _losses_backward(ranges, given, cotangents):
+    """A chunk's logits again, and their gradient added in place: what JAX would derive adds a
+    matrix of zeros for every tail that is not in a chunk."""
+    clusters, h, targets = given
+
+    def add(total, chunk):
+        return _chunk_gradient(ranges, clusters, total, *chunk)
+
+    zero = vary_like(jax.tree.map(jnp.zeros_like, clusters), clusters)
+    total, dh = jax.lax.scan(add, zero, (h, targets, cotangents))
+    return total, dh, None
+
+
+_losses.defvjp(_losses_forward, _losses_backward)
+
+
+def _chunk_loss(ranges, clusters, h, targets):
     """(chunk,) for h (chunk, d) and targets (chunk,)."""
-    head, *tails = clusters
-    (_, first), *tail_ranges = ranges
-    entry = targets
-    for i, (start, _) in enumerate(tail_ranges, start=first):
-        entry = jnp.where(targets >= start, i, entry)
-    loss = _cross_entropy(h, entry, head)
-    for (start, stop), tail in zip(tail_ranges, tails, strict=True):
-        inside = _inside(targets, start, stop)
-        operands = loss, h, targets - start, inside, tail
-        loss = jax.lax.cond(jnp.any(inside), _add_tail, lambda loss, *_: loss, *operands)
+    (head, words, _), *tails = _parts(ranges, clusters, targets)
+    loss = _cross_entropy(h, words, head)
+    for tail, words, inside in tails:
+        more = lambda loss, h, words, inside, tail: (
+            loss + jnp.where(inside, _cross_entropy(h, words, tail), 0)
+        )
+        operands = loss, h, words, inside, tail
+        loss = jax.lax.cond(jnp.any(inside), more, lambda loss, *_: loss, *operands)
     return loss
 
 
-# Without the checkpoint, cond would hand a matrix of every tail to the gradient, computed or not.
-@jax.checkpoint
-def _add_tail(loss, h, words, inside, tail):
-    return loss + jnp.where(inside, _cross_entropy(h, words, tail), 0)
+def _chunk_gradient(ranges, clusters, total, h, targets, cotangent):
+    """(total + the gradient of the clusters, that of h)."""
+    (head, words, _), *tails = _parts(ranges, clusters, targets)
+    first, dh = _add_gradient(total[0], jnp.zeros_like(h), h, words, cotangent, head)
+    after = [first]
+    for (tail, words, inside), sofar in zip(tails, total[1:], strict=True):
+        share = jnp.where(inside, cotangent, 0)
+        same = lambda sofar, dh, *_: (sofar, dh)
+        operands = sofar, dh, h, words, share, tail
+        sofar, dh = jax.lax.cond(jnp.any(inside), _add_gradient, same, *operands)
+        after.append(sofar)
+    return after, dh
+
+
+def _parts(ranges, clusters, targets):
+    """For each cluster: it, the targets as its rows, and which of them are its own."""
+    (_, first), *tails = ranges
+    entry = targets
+    for i, (start, _) in enumerate(tails, start=first):
+        entry = jnp.where(targets >= start, i, entry)
+    yield clusters[0], entry, None
+    for (start, stop), tail in zip(tails, clusters[1:], strict=True):
+        yield tail, targets - start, _inside(targets, start, stop)
 
 
 def _cross_entropy(h, words, cluster):
     """−log softmax(logits)[word]; of a word outside the cluster, any finite number."""
-    logits = _logits(h, cluster)
+    logits = _logits(_projected(h, cluster), cluster)
     # A masked sum and not a gather: its gradient is no scatter into a second matrix of this size.
-    chosen = words[:, None] == jnp.arange(logits.shape[1])
-    return jax.nn.logsumexp(logits, axis=1) - jnp.sum(jnp.where(chosen, logits, 0), axis=1)
+    return jax.nn.logsumexp(logits, axis=1) - jnp.sum(jnp.where(_is(words, logits), logits, 0), 1)
 
 
-def _logits(h, cluster):
-    h = _wide(h)
-    if cluster.projection is not None:
-        h = h @ cluster.projection.T
-    return h @ cluster.table.T + cluster.bias
+def _add_gradient(total, dh, h, words, cotangent, cluster):
+    """Add the gradient of Σ cotangent · `_cross_entropy`: d/d logits = softmax − (is the word)."""
+    x = _projected(h, cluster)
+    logits = _logits(x, cluster)
+    d = cotangent[:, None] * (jax.nn.softmax(logits) - _is(words, logits))
+    dx = d @ cluster.table
+    table, bias = total.table + d.T @ x, total.bias + d.sum(0)
+    if cluster.projection is None:
+        return _Cluster(table, None, bias), dh + dx
+    projection = total.projection + dx.T @ h
+    return _Cluster(table, projection, bias), dh + dx @ cluster.projection
+
+
+def _is(words, logits):
+    return words[:, None] == jnp.arange(logits.shape[1])
+
+
+def _projected(h, cluster):
+    return h if cluster.projection is None else h @ cluster.projection.T
+
+
+def _logits(x, cluster):
+    return x @ cluster.table.T + cluster.bias
 
 
 def _chunked(order: jax.Array, size: int) -> jax.Array:
