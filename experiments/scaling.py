@@ -40,7 +40,8 @@ shard_map`, all chips along `data`. Nothing is run: each row is one train step c
 for that topology. FLOPs (of matrix products), traffic of the main memory and collectives are read
 from the compiled program, with {forward} forward and {adjoint} adjoint steps; memory is the
 compiler's: `temporary` is the most that is alive at once besides the state, `peak` has the state
-and the program too. 1 GB is 10⁹ bytes. Differences are to the smallest count with more than one chip.
+and the program too. 1 GB is 10⁹ bytes. Differences are to the smallest count with more than one
+chip.
 
 Expected: the same work and memory on every chip whatever their number; no collective in any loop;
 outside, one reduction of the gradient a step, 4 bytes a parameter ({gradient}), and of a few

@@ -260,8 +260,8 @@ _losses.defvjp(_losses_forward, _losses_backward)
 
 def _chunk_loss(ranges, clusters, h, targets):
     """(chunk,) for h (chunk, d) and targets (chunk,)."""
-    (head, words, _), *tails = _parts(ranges, clusters, targets)
-    loss = _cross_entropy(h, words, head)
+    entries, tails = _parts(ranges, clusters, targets)
+    loss = _cross_entropy(h, entries, clusters[0])
     for tail, words, inside in tails:
         more = lambda loss, h, words, inside, tail: (
             loss + jnp.where(inside, _cross_entropy(h, words, tail), 0)
@@ -273,9 +273,9 @@ def _chunk_loss(ranges, clusters, h, targets):
 
 def _chunk_gradient(ranges, clusters, total, h, targets, cotangent):
     """(total + the gradient of the clusters, that of h)."""
-    (head, words, _), *tails = _parts(ranges, clusters, targets)
-    first, dh = _add_gradient(total[0], jnp.zeros_like(h), h, words, cotangent, head)
-    after = [first]
+    entries, tails = _parts(ranges, clusters, targets)
+    head, dh = _add_gradient(total[0], jnp.zeros_like(h), h, entries, cotangent, clusters[0])
+    after = [head]
     for (tail, words, inside), sofar in zip(tails, total[1:], strict=True):
         share = jnp.where(inside, cotangent, 0)
         same = lambda sofar, dh, *_: (sofar, dh)
@@ -286,14 +286,14 @@ def _chunk_gradient(ranges, clusters, total, h, targets, cotangent):
 
 
 def _parts(ranges, clusters, targets):
-    """For each cluster: it, the targets as its rows, and which of them are its own."""
+    """The targets as rows of the head; and of every tail: it, the targets as its rows, and which
+    of them are its own."""
     (_, first), *tails = ranges
-    entry = targets
-    for i, (start, _) in enumerate(tails, start=first):
-        entry = jnp.where(targets >= start, i, entry)
-    yield clusters[0], entry, None
-    for (start, stop), tail in zip(tails, clusters[1:], strict=True):
-        yield tail, targets - start, _inside(targets, start, stop)
+    entries, parts = targets, []
+    for i, ((start, stop), tail) in enumerate(zip(tails, clusters[1:], strict=True), start=first):
+        entries = jnp.where(targets >= start, i, entries)
+        parts.append((tail, targets - start, _inside(targets, start, stop)))
+    return entries, parts
 
 
 def _cross_entropy(h, words, cluster):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.layout import Format, Layout
 
 PyTree = Any
@@ -53,14 +54,14 @@ def _chosen(state: PyTree, where: PyTree | None) -> PyTree:
     """The compiler's choice for matrices of numbers; other arrays have one layout."""
 
     def choose(x, sharding=None):
-        numbers = not jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
+        numbers = not jnp.issubdtype(x.dtype, jax.dtypes.extended)
         return Format(Layout.AUTO, sharding) if numbers and x.ndim > 1 else sharding
 
     return jax.tree.map(choose, state) if where is None else jax.tree.map(choose, state, where)
 
 
 def _laid_out(x: Any, wanted: Format) -> Any:
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended) or x.ndim < 2:
+    if jnp.issubdtype(x.dtype, jax.dtypes.extended) or x.ndim < 2:
         return x
     return x if x.format.layout == wanted.layout else jax.device_put(x, wanted, donate=True)
 
