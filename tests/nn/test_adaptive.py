@@ -312,6 +312,21 @@ def test_bfloat16_is_computed_in_float32():
     )
 
 
+@pytest.mark.parametrize("h_dtype, dtype", [("float64", "float32"), ("bfloat16", "float64")])
+def test_dtypes_may_differ(h_dtype, dtype):
+    softmax, (h, targets) = softmax_of("divided"), every_target()
+    with jax.enable_x64(True):
+        h = h.astype(h_dtype)
+        softmax = jax.tree.map(lambda x: x.astype(dtype), softmax)
+        total = lambda losses: jax.grad(lambda s, h: losses(s, h, targets).sum(), (0, 1))
+        got, want = (jax.tree.leaves(total(losses)(softmax, h)) for losses in (loss, gathered))
+        for g, w in zip(got, want, strict=True):
+            assert g.dtype == w.dtype
+            np.testing.assert_allclose(
+                g, w, rtol=0.02 if w.dtype == jnp.bfloat16 else 1e-6, atol=1e-6
+            )
+
+
 def test_inputs_and_logits_start_with_unit_variance_in_every_cluster():
     softmax, d = softmax_of("divided", **LARGE), LARGE["d"]
     words = np.asarray(embed(softmax, jnp.arange(LARGE["vocabulary"])))

@@ -196,7 +196,8 @@ class AdaptiveSoftmax(nnx.Module):
         # Inside shard_map the weights' gradients are then summed over devices once, not per chunk.
         clusters = vary_with(self._clusters(), (h, targets))
         shape = targets.shape
-        h, targets = _wide(jnp.reshape(h, (-1, h.shape[-1]))), targets.reshape(-1)
+        h, targets = jnp.reshape(h, (-1, h.shape[-1])), targets.reshape(-1)
+        h, clusters = _one_dtype((h, clusters))
         order = jnp.argsort(targets)
         chunks = _chunked(order, self.chunk_size)
         compute = _chunk_by_chunk if forward_mode else _losses
@@ -349,6 +350,11 @@ def _inside(tokens, start: int, stop: int):
 
 def _wide(x):
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _one_dtype(tree):
+    dtype = jnp.result_type(*jax.tree.leaves(tree))
+    return jax.tree.map(lambda x: x.astype(dtype), tree)
 
 
 # Rows of variance 1/d and projections of variance 1/width: then √d E P has unit variance in every
