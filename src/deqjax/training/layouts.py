@@ -68,7 +68,7 @@ def _laid_out(x: Any, wanted: Format) -> Any:
 
 def _shape(tree: PyTree) -> PyTree:
     def shape(x):
-        sharding = x.sharding if getattr(x, "committed", True) else None
+        sharding = getattr(x, "sharding", None) if getattr(x, "committed", True) else None
         return jax.ShapeDtypeStruct(
             x.shape, x.dtype, sharding=sharding, weak_type=getattr(x, "weak_type", False)
         )
