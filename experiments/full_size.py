@@ -29,7 +29,7 @@ from deqjax.nn import DEQ, TransformerInput
 from deqjax.solvers import Anderson, Broyden, Solver
 from deqjax.training import OptionError, command_line
 from deqjax.training.configs import CONFIGS, FullSize, named
-from deqjax.training.plan.memory import shortage
+from deqjax.training.plan.memory import from_compiler, shortage
 from deqjax.training.plan.topology import devices_of
 
 Target = Literal["cpu", "v5e", "v5p"]
@@ -58,8 +58,9 @@ squares, and its gradient with respect to all parameters of the body and to the 
 Dropout is on, and there is a memory of the segment before. The compiler's own plan of its buffers
 (`memory_analysis`) says what that takes:
 
-- **activations**: its temporary buffers, all that lives between the arguments and the results:
-  activations, a solver's history, normalised copies of the weights, work space.
+- **activations**: all that lives between the arguments and the results: activations, a solver's
+  history, normalised copies of the weights, work space. On a CPU it is the heap that is allocated
+  for them, on a TPU the most that is alive at once (docs/design.md, "Several devices").
 - **training**: these, the parameters, their gradients, and the two moments of Adam. The inputs
   (embedded text, memory of the segment before) are in neither.
 
@@ -114,14 +115,13 @@ def main(config: Config) -> None:
     chosen = _chosen(config.only)
     counts = {name: model.count() for name, model in CONFIGS.items()}
     print(count_table(counts), flush=True)
-    device = _device(config.target)
     kept = _read(config.out)
     mine = kept.setdefault("targets", {}).setdefault(config.target, {})
     kept["counts"] = counts
     for label, model, solver in (row for name in chosen for row in _rows(name, config.solvers)):
         print(f"{label}: compiling ...", end=" ", flush=True)
         try:
-            measured = measure(model, solver, device)
+            measured = measure(model, solver, config.target)
         except jax.errors.JaxRuntimeError as wrong:
             print(_shortage(wrong), flush=True)
             continue
@@ -135,25 +135,26 @@ def main(config: Config) -> None:
 def measure(
     model: FullSize,
     solver: Solver | None,
-    device: Any,
+    target: Target = "cpu",
     batch: int = BATCH,
     segment: int = SEGMENT,
 ) -> Measured:
-    """Compile the forward and backward pass of the body for `device`."""
+    """Compile the forward and backward pass of the body for one chip."""
+    chip, (device, *_) = devices_of(TOPOLOGIES[target])
     loss, given = training_loss(model, solver, batch, segment)
     here = jax.sharding.SingleDeviceSharding(device)
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here), given)
     start = time.perf_counter()
     lowered = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*shapes)
-    analysis = lowered.compile().memory_analysis()
-    if analysis is None:
+    found = from_compiler(lowered.compile(), chip)
+    if not found:
         raise OptionError("this back end does not say how much memory a program takes")
     return Measured(
         model=model.name,
         parameters=sum(FLOAT * math.prod(p.shape) for p in jax.tree.leaves(given[0])),
-        temporary=analysis.temp_size_in_bytes,
-        arguments=analysis.argument_size_in_bytes,
-        outputs=analysis.output_size_in_bytes,
+        temporary=found["temporary"],
+        arguments=found["arguments"],
+        outputs=found["results"],
         seconds=time.perf_counter() - start,
         chunk_size=model.chunk_size,
     )
@@ -182,10 +183,6 @@ def training_loss(
     x = jax.ShapeDtypeStruct((batch, segment, model.n_in), jnp.float32)
     memory = jax.eval_shape(lambda: body.cell.empty_memory(batch))
     return loss, (params, x, memory, rest)
-
-
-def _device(target: Target) -> Any:
-    return devices_of(TOPOLOGIES[target])[1][0]
 
 
 def _shortage(wrong: Exception) -> str:

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 
-import jax
 import pytest
 
 from deqjax import Anderson
@@ -24,18 +23,17 @@ def test_an_unknown_model_gets_a_sentence(capsys, tmp_path):
 
 @pytest.mark.slow
 def test_an_equilibrium_takes_less_memory_than_the_layers():
-    device = jax.devices("cpu")[0]
     small = [
         replace(named(name), n_in=32, d=32, heads=2, inner=64)
         for name in ("wt103-transformer-small", "wt103-transformer-small-tied")
     ]
     deq, tied = (
-        full_size.measure(config, Anderson() if config.solves else None, device, 4, 32)
+        full_size.measure(config, Anderson() if config.solves else None, batch=4, segment=32)
         for config in small
     )
     assert deq.parameters == tied.parameters > 0
     assert 0 < deq.temporary < 0.5 * tied.temporary
-    kept = full_size.measure(replace(small[1], checkpoint="sqrt"), None, device, 4, 32)
+    kept = full_size.measure(replace(small[1], checkpoint="sqrt"), None, batch=4, segment=32)
     assert kept.temporary < 0.6 * tied.temporary
 
 
