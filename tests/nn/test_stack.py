@@ -1,5 +1,7 @@
 """Several cells as one: a deep cell for an equilibrium, and an explicit Transformer-XL."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,23 +88,51 @@ def test_checkpoints_change_no_value_and_no_gradient():
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+def temporary_bytes(f, *args):
+    return jax.jit(f).lower(*args).compile().memory_analysis().temp_size_in_bytes
+
+
+def compiler_keeps_checkpoints():
+    """Whether `jax.checkpoint` saves anything here, with nothing of this library in it.
+
+    Of jaxlib 0.10 the CPU back end drops the barriers that keep a recomputation apart, and merges
+    it with the first computation; 0.12 does not, nor does the TPU's of either.
+    """
+
+    def gradient(wrap):
+        layer = wrap(lambda w, x: jnp.sin(jnp.sin(x @ w)))
+        return jax.grad(lambda w, x: functools.reduce(lambda x, _: layer(w, x), range(4), x).sum())
+
+    shapes = jnp.ones((64, 64)), jnp.ones((4096, 64))
+    wraps = (lambda f: f), jax.checkpoint
+    plain, checkpointed = (temporary_bytes(gradient(wrap), *shapes) for wrap in wraps)
+    return checkpointed < plain
+
+
 @pytest.mark.slow
 def test_checkpoints_save_memory():
     """Compiled temporary bytes of a training step of 9 layers."""
+    if not compiler_keeps_checkpoints():
+        pytest.skip("this XLA merges what jax.checkpoint computes again with what it computed")
 
     def temporary(checkpoint):
         model = explicit(9, checkpoint=checkpoint)
         graph, params, rest = nnx.split(model, nnx.Param, ...)
         long = jax.random.randint(jax.random.key(0), (4, 64), 0, 11)
-
-        def loss(params):
-            return (nnx.merge(graph, params, rest)(long).logits ** 2).mean()
-
-        compiled = jax.jit(jax.grad(loss)).lower(params).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        loss = lambda params: (nnx.merge(graph, params, rest)(long).logits ** 2).mean()
+        return temporary_bytes(jax.grad(loss), params)
 
     none, every, root = map(temporary, ("none", "all", "sqrt"))
     assert every < 0.5 * none and root < 0.6 * none
+
+
+@pytest.mark.parametrize("checkpoint, times", [("none", 0), ("all", 9), ("sqrt", 3)])
+def test_checkpoints_are_asked_for(checkpoint, times):
+    """Whatever a back end makes of them: one for each group of layers."""
+    graph, params, rest = nnx.split(explicit(9, checkpoint=checkpoint), nnx.Param, ...)
+    loss = lambda params: nnx.merge(graph, params, rest)(tokens()).logits.sum()
+    jaxpr = jax.make_jaxpr(loss)(params)
+    assert sum(eqn.primitive.name in ("checkpoint", "remat2") for eqn in jaxpr.eqns) == times
 
 
 @pytest.mark.parametrize("build", [explicit, deep])

@@ -48,7 +48,8 @@ class CellStack(nnx.Module):
         cells: all of one width and memory length, and of one injection, but that None may follow.
         final_norm: normalise what the last cell returns; None does where a cell is pre-LN.
         checkpoint: what back-propagation keeps: "none", everything; "all", the state between cells;
-            "sqrt", the state every √L cells (Chen et al. 2016, arXiv 1604.06174).
+            "sqrt", the state every √L cells (Chen et al. 2016, arXiv 1604.06174). On a CPU with
+            jaxlib 0.10 the compiler undoes it (and every `jax.checkpoint` outside a loop).
 
     Examples:
         >>> from flax import nnx
