@@ -1,7 +1,7 @@
 """Run the benchmarks; print and write down each table as it is measured.
 
     pip install torch torchdeq==0.1.0 jaxopt optimistix banax==0.1.5   # Python 3.12 for banax
-    python -m experiments.benchmarks [--only per-step backward] [--quick]
+    python -m experiments.benchmarks [--only per_step backward] [--quick]
 
 Run it on an idle machine: the ratios are robust against slow drift, not against other programs.
 """
