@@ -262,10 +262,11 @@ class History:
 
         def leaf(h):
             axis = self.axis(h.ndim - 1)
-            if axis == 1:
-                return _contract(c, h, ((1,), (1,)))
-            rows = jnp.broadcast_to(c[:, None], (*h.shape[:2], c.shape[-1]))
-            return _contract(rows, h, ((2,), (2,)), 2)
+            vectors = (lax.index_in_dim(h, i, axis, keepdims=False) for i in range(h.shape[axis]))
+            return sum(
+                per_sample(c[:, i], v) * v.astype(wide(v.dtype)) for i, v in enumerate(vectors)
+            )
 
-        # Never a sum of slices: XLA would fuse it into, and compute it again for, every use.
+        # A sum and no product of matrices: it is fused into the step that it is for, which then
+        # passes over the history without a result in between.
         return jax.tree.map(leaf, self.values)
