@@ -94,9 +94,17 @@ def test_rows_with_holes_are_drawn_without_a_warning(tmp_path, rows):
 
 
 def test_what_is_missing_is_said(tmp_path, drawn):
-    plot_curves([{"step": 1, "perplexity": 5.0}], tmp_path / "c.png", title="t")
+    plot_curves([{"step": 1, "converged": 1.0}], tmp_path / "c.png", title="t")
     said = [[text.get_text() for text in axes.texts] for axes in drawn[0].axes]
-    assert said == [[], ["not recorded"], ["not recorded"]]
+    assert said == [["not recorded"], ["not recorded"], ["last 100.0%"]]
+
+
+def test_a_run_without_a_solver_has_one_panel(tmp_path, drawn):
+    rows = [{"step": i, "perplexity": 5.0, "converged": None} for i in range(3)]
+    plot_curves(rows, tmp_path / "c.png", title="t")
+    assert [axes.get_title(loc="left") for axes in drawn[0].axes] == [
+        "Perplexity (lower is better)"
+    ]
 
 
 def test_another_heldout_key(tmp_path, drawn):

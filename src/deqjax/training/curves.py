@@ -16,6 +16,7 @@ _ADJOINT = "#e08e1b"
 _CONVERGED = "#3a8f5c"
 _QUIET = "#5f6670"
 
+_SOLVES = ("forward_steps", "adjoint_steps", "converged")
 _HIGHEST = 1e30  # perplexity of a run that has blown up; a log axis cannot go to the last double
 
 
@@ -31,8 +32,9 @@ def plot_curves(
 
     Left: training perplexity, every row lightly and a running mean boldly, with the held-out
     points and the baselines as dashed lines. Right: forward and adjoint solver steps, and below
-    them the share of samples that converged. The held-out point and the running mean are what to
-    read: the single rows are batches of different text.
+    them the share of samples that converged; a run without a solver has the left part alone, 800
+    by 500 pixels. The held-out point and the running mean are what to read: the single rows are
+    batches of different text.
 
     Args:
         metrics: rows as `read_metrics` gives them. Keys read: `step`, `perplexity` (or `loss`, in
@@ -40,7 +42,7 @@ def plot_curves(
             and `heldout_key`. A key may be missing from any row; None, NaN and infinity are left
             out.
         path: the picture to write; its ending names the format.
-        title: one line above both panels.
+        title: one line above the panels.
         baselines: perplexities to compare with, by name.
         heldout_key: the key of the held-out perplexity.
 
@@ -65,26 +67,29 @@ def plot_curves(
         ) from error
     rows = list(metrics)
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06)
-    figure = Figure(figsize=(14, 5), dpi=100, layout=layout)
+    solves = any(_series(rows, key)[0].size for key in _SOLVES)
+    figure = Figure(figsize=(14 if solves else 8, 5), dpi=100, layout=layout)
     FigureCanvasAgg(figure)  # the object API: no global state, no display, safe in any thread
     figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold")
-    grid = figure.add_gridspec(2, 2, height_ratios=(3, 1), width_ratios=(1.15, 1))
+    grid = figure.add_gridspec(2, 2 if solves else 1, height_ratios=(3, 1))
     left = figure.add_subplot(grid[:, 0])
-    effort = figure.add_subplot(grid[0, 1])
-    share = figure.add_subplot(grid[1, 1], sharex=effort)
     last = max((row["step"] for row in rows if _finite(row.get("step"))), default=1)
     _perplexity(left, rows, heldout_key, dict(baselines or {}), last)
-    _effort(effort, rows)
-    _share(share, rows)
-    effort.tick_params(labelbottom=False)
-    for axes in (left, effort, share):
+    left.set_xlabel("training step", fontsize=11)
+    if solves:
+        grid.set_width_ratios((1.15, 1))
+        effort = figure.add_subplot(grid[0, 1])
+        share = figure.add_subplot(grid[1, 1], sharex=effort)
+        _effort(effort, rows)
+        _share(share, rows)
+        effort.tick_params(labelbottom=False)
+        share.set_xlabel("training step", fontsize=11)
+    for axes in figure.axes:
         axes.grid(True, color="#e6e8eb", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=10, colors="#30343a")
         axes.set_xlim(0, last * 1.01)
-    for axes in (left, share):
-        axes.set_xlabel("training step", fontsize=11)
     figure.savefig(Path(path))
 
 
