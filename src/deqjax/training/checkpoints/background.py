@@ -61,5 +61,7 @@ def _finish_at_exit() -> None:
 
 
 # Python ends its thread pools, which the writing needs, before it runs `atexit` handlers or joins
-# threads. Only this registry, which the pools use too, runs earlier, the last one in first.
+# threads. Only this registry, which the pools use too, runs earlier, the last one in first. It is
+# still too late, since Python 3.12, for threads that the writing has yet to start: a program that
+# ends within milliseconds of `save` then loses that save, and is told; `close` waits for it.
 getattr(threading, "_register_atexit", atexit.register)(_finish_at_exit)
