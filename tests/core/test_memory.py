@@ -55,7 +55,8 @@ def test_unrolling_does_grow_and_checkpoints_grow_less():
 @pytest.mark.parametrize("solver", [deqjax.Anderson(memory=7), deqjax.Broyden(memory=7)])
 @pytest.mark.parametrize("batch_axis", [None, 0])
 def test_a_step_writes_in_place(solver, batch_axis):
-    """No copy of a history or of a state in the compiled loop (`History`, `Point.replacing`)."""
+    """No copy of a history or of a state in the compiled loop (`History`, `Point.replacing`), and
+    one pass for the sum over the vectors of a history (`History.combine`)."""
 
     def solve(w, x):
         f = lambda z: jnp.tanh(w * jnp.roll(z, 1, axis=-1)) + x
@@ -68,3 +69,5 @@ def test_a_step_writes_in_place(solver, batch_axis):
     loops, _ = hlo.split("\nENTRY ")
     copies = re.findall(rf"= f32\[[\d,]*,{N}\]\S* copy\(", loops)
     assert " while(" in hlo and not copies, copies
+    summed = [c for c in hlo.split("\n\n") if len(re.findall(r" slice\(", c)) >= 7]
+    assert len(summed) == 1, "the sum over the history is computed once and not for every use"

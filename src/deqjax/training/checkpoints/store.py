@@ -215,7 +215,11 @@ class Checkpoints:
         self._background.wait()
 
     def close(self) -> None:
-        """Wait, and release what Orbax holds. The object cannot save or restore afterwards."""
+        """Wait, and release what Orbax holds. The object cannot save or restore afterwards.
+
+        End a program with this, or use the object in a `with`: since Python 3.12 a save that is
+        still being written when the main thread ends may fail, which is printed.
+        """
         try:
             self.wait()
         finally:
