@@ -4,6 +4,8 @@
     python -m experiments.benchmarks [--only per_step backward] [--quick]
 
 Run it on an idle machine: the ratios are robust against slow drift, not against other programs.
+On a GPU everything runs there, torch too, with float32 products in float32: a solve to 1e-5 could
+not end in TensorFloat-32, JAX's default. Keep its report apart: `--out FILE`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import jax
 
 from deqjax.training import OptionError, command_line
 
@@ -67,6 +71,7 @@ def main(config: Config) -> bool:
     """Run, print and write; whether every requirement that was measured is met."""
     if config.rounds < 3:
         raise OptionError(f"--rounds must be at least 3, got {config.rounds}")
+    jax.config.update("jax_default_matmul_precision", "highest")
     settings = Settings(
         quick=config.quick, rounds=config.rounds, peers=config.peers, threads=config.threads
     )

@@ -1,6 +1,10 @@
 # pyright: reportMissingImports=false
 # (the peers are optional)
-"""The adapter of torchdeq, on torch's CPU kernels; see `peers` for what all adapters do."""
+"""The adapter of torchdeq, on the CPU or the GPU, as JAX is; see `peers` for what all adapters do.
+
+A call waits until a GPU is done. torch multiplies float32 matrices in float32 unless told
+otherwise; so does JAX in these benchmarks (`__main__`).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from .cells import Cell
@@ -37,12 +42,30 @@ def _torch(settings: Settings):
     return torch, torchdeq
 
 
+def _device() -> str:
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"
+
+
 def tensors(cell: Cell, gradients: bool = False):
     import torch
 
-    theta = {k: torch.tensor(v, requires_grad=gradients) for k, v in cell.theta.items()}
-    x = torch.tensor(cell.x, requires_grad=gradients)
-    return theta, x, torch.tensor(cell.z0)
+    def of(array, gradients=gradients):
+        return torch.tensor(array, device=_device(), requires_grad=gradients)
+
+    return {k: of(v) for k, v in cell.theta.items()}, of(cell.x), of(cell.z0, False)
+
+
+def _finished(result):
+    """That result, once it is there: a GPU's kernels run after the call that starts them."""
+    if _device() == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+    return result
+
+
+def _numpy(tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
 
 
 def forward_entries(cell: Cell, rtol: float, settings: Settings) -> Iterator[Entry | str]:
@@ -70,10 +93,10 @@ def _forward(cell, rtol, settings, label) -> Entry:
 
     def call():
         with torch.no_grad():
-            return deq(f, z0, solver_kwargs=options)[0][0]
+            return _finished(deq(f, z0, solver_kwargs=options)[0][0])
 
     calls.clear()
-    residual = true_residual(cell, call().numpy())
+    residual = true_residual(cell, _numpy(call()))
     if len(calls) != budget + extra:
         raise RuntimeError(f"{len(calls)} evaluations counted, {budget + extra} expected")
     return Entry("torchdeq", label, call, residual, budget + extra, unknown + extra, budget)
@@ -113,7 +136,7 @@ def _fewest(f: Callable, z0, label, options, rtol) -> tuple[int, int]:
         returned = np.array([_ratio(f, z) for z in iterates])
         absolute = stats["abs_trace"][:, 1:].double()
         size = absolute / stats["rel_trace"][:, 1:].double()
-        known = (absolute.norm(dim=0) / size.norm(dim=0)).numpy()[: len(returned)]
+        known = _numpy(absolute.norm(dim=0) / size.norm(dim=0))[: len(returned)]
         if (known <= rtol).any() and (returned <= rtol).any():
             return int(np.argmax(returned <= rtol)) + first, int(np.argmax(known <= rtol)) + first
         best = min(best, float(np.nanmin(returned)))
@@ -144,12 +167,12 @@ def _both(cell, rtol, settings, entry: Entry, backward: str) -> Entry:
     torch, _ = _torch(settings)
     theta, x, z0 = tensors(cell, gradients=True)
     shift = torch.zeros_like(z0, requires_grad=True)
-    v = torch.tensor(cell.v)
+    v = torch.tensor(cell.v, device=_device())
     options = VARIANTS[entry.variant][1]
     label = {"fixed_point_iter": "picard", "anderson": "anderson(6)", "broyden": "broyden(all)"}
 
     # The budget of the adjoint, on its map at the solution, from zero as torchdeq starts it.
-    z = torch.tensor(entry.call().numpy(), requires_grad=True)
+    z = entry.call().detach().clone().requires_grad_()
     fz = cell.torch_f(z, theta, x)
 
     def image(u):
@@ -176,9 +199,9 @@ def _both(cell, rtol, settings, entry: Entry, backward: str) -> Entry:
         solve = make(k, k_backward, lambda z: cell.torch_f(z, theta, x) + shift)
         found = solve()
         (u,) = torch.autograd.grad((found * v).sum(), shift)
-        solution = found.detach().numpy()
+        solution = _numpy(found)
         residual = true_residual(cell, solution)
-        reached = adjoint_residual(cell, solution, u.numpy())
+        reached = adjoint_residual(cell, solution, _numpy(u))
         if residual <= rtol and reached <= rtol:
             break
     else:
@@ -187,7 +210,7 @@ def _both(cell, rtol, settings, entry: Entry, backward: str) -> Entry:
     inputs = [*theta.values(), x]
 
     def call():
-        return torch.autograd.grad((solve() * v).sum(), inputs)
+        return _finished(torch.autograd.grad((solve() * v).sum(), inputs))
 
     return Entry("torchdeq", f"{entry.variant} + {backward} ({k_backward})", call, reached)
 
@@ -208,7 +231,7 @@ def fixed_steps(cell: Cell, steps: int, settings: Settings) -> dict[str, Callabl
         with torch.no_grad():
             for _ in range(steps):
                 z = cell.torch_f(z, theta, x)
-        return z
+        return _finished(z)
 
     def solve(label):
         _, options, first, _ = VARIANTS[label]
@@ -218,7 +241,8 @@ def fixed_steps(cell: Cell, steps: int, settings: Settings) -> dict[str, Callabl
 
         def call():
             with torch.no_grad():
-                return deq(lambda z: cell.torch_f(z, theta, x), z0, solver_kwargs=options)[0][0]
+                f = lambda z: cell.torch_f(z, theta, x)
+                return _finished(deq(f, z0, solver_kwargs=options)[0][0])
 
         return call
 

@@ -28,57 +28,59 @@ SHORT, LONG = 12, 36  # both longer than any history: their difference is steady
 
 def run(settings: Settings) -> list[Row]:
     cell = cells(settings.quick)[0]
-    return [*_all(cell, settings), *_part_of_the_batch(cell, settings)]
+    # A step costs traffic. On a CPU histories, state and weights of half the batch are in a cache
+    # together where those of the whole may not be; a GPU is not busy with so little.
+    times = 16 if jax.default_backend() == "gpu" else 0.5
+    return [*_all(cell, settings), *_other_batch(cell, int(times * len(cell.x)), settings)]
 
 
 def _all(cell: Cell, settings: Settings) -> list[Row]:
+    rows = []
+    for name, over, detail in _measured(cell, settings, axes=(0, None), with_peers=True):
+        limit = next((limit for label, _, limit in SOLVERS if name.startswith(label)), None)
+        if limit is None or over is None:
+            rows.append(info(name, detail))
+        else:
+            rows.append(at_most(name, over, limit, detail))
+    return rows
+
+
+def _other_batch(cell: Cell, batch: int, settings: Settings) -> list[Row]:
+    """The same of a smaller or larger batch."""
+    repeated = lambda x: np.resize(x, (batch, *x.shape[1:]))
+    part = replace(cell, x=repeated(cell.x), z0=repeated(cell.z0), v=repeated(cell.v))
+    found = _measured(part, settings, axes=(0,), with_peers=batch > len(cell.x))
+    return [
+        info(f"batch {batch}, {name}", detail if over is None else f"{over:.3f} ({detail})")
+        for name, over, detail in found
+    ]
+
+
+def _measured(cell: Cell, settings: Settings, axes: tuple, with_peers: bool):
+    """(name, time of a step over its own f or None, detail), of every solver."""
     functions = {}
     for steps in (SHORT, LONG):
         functions["f", steps] = bare(cell, steps)
         for name, solver, _ in SOLVERS:
-            for axis in (0, None):
+            for axis in axes:
                 functions[f"{name}, batch_axis={axis}", steps] = fixed_steps(
                     cell, solver, steps, axis
                 )
-        for name, call in peers.fixed_steps(cell, steps, settings).items():
+        for name, call in (peers.fixed_steps(cell, steps, settings) if with_peers else {}).items():
             functions[name, steps] = call
     times = interleaved(functions, **settings.timing)
-    own = _per_step(times, "f")
-    torch_f = "torch f"
-    rows = [info("one f: JAX", f"{1e3 * np.median(own):.3f} ms")]
-    if (torch_f, LONG) in functions:
-        own_torch = _per_step(times, torch_f)
-        rows.append(info("one f: torch", f"{1e3 * np.median(own_torch):.3f} ms"))
+    own = {name: _per_step(times, name) for name in ("f", "torch f") if (name, LONG) in functions}
+    for name, library in (("f", "JAX"), ("torch f", "torch")):
+        if name in own:
+            yield f"one f: {library}", None, f"{1e3 * np.median(own[name]):.3f} ms"
     for name in dict.fromkeys(name for name, _ in functions):
-        if name in ("f", torch_f):
-            continue
-        base = own_torch if name.startswith("torchdeq") else own
-        over = spread(_per_step(times, name) / base)
-        limit = next((limit for label, _, limit in SOLVERS if name.startswith(label)), None)
-        if limit is None:
-            rows.append(info(name, f"{over.median:.3f} ({over.quartiles}), over its own f"))
-        else:
-            rows.append(at_most(name, over.median, limit, over.quartiles))
-    return rows
-
-
-def _part_of_the_batch(cell: Cell, settings: Settings) -> list[Row]:
-    """The same of half the batch, for which histories, state and weights are in a cache together
-    where for the whole they may not be: what a step costs is traffic."""
-    half = len(cell.x) // 2
-    part = replace(cell, x=cell.x[:half], z0=cell.z0[:half], v=cell.v[:half])
-    functions = {}
-    for steps in (SHORT, LONG):
-        functions["f", steps] = bare(part, steps)
-        for name, solver, _ in SOLVERS:
-            functions[name, steps] = fixed_steps(part, solver, steps, 0)
-    times = interleaved(functions, **settings.timing)
-    own = _per_step(times, "f")
-    rows = [info(f"batch {half}, one f: JAX", f"{1e3 * np.median(own):.3f} ms")]
-    for name, _, _ in SOLVERS:
-        over = spread(_per_step(times, name) / own)
-        rows.append(info(f"batch {half}, {name}", f"{over.median:.3f} ({over.quartiles})"))
-    return rows
+        if name not in own:
+            base = own["torch f" if name.startswith("torchdeq") else "f"]
+            over = spread(_per_step(times, name) / base)
+            if name.startswith(tuple(label for label, _, _ in SOLVERS)):
+                yield name, over.median, over.quartiles
+            else:
+                yield name, None, f"{over.median:.3f} ({over.quartiles}), over its own f"
 
 
 def _per_step(times, name) -> np.ndarray:

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -93,7 +95,7 @@ def record(path: Path, name: str, title: str, rows: list[Row], command: str) -> 
         "title": title,
         "rows": [asdict(row) for row in rows],
         "command": command,
-        "measured": f"{datetime.date.today().isoformat()} on {machine()}",
+        "measured": f"{datetime.date.today().isoformat()} on {accelerator()}{machine()}",
         "versions": versions(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +126,12 @@ def markdown(tables: dict[str, Any]) -> str:
 
 def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def accelerator() -> str:
+    """What computes, where that is no CPU."""
+    device = jax.devices()[0]
+    return "" if device.platform == "cpu" else f"one {device.device_kind}, beside "
 
 
 def machine() -> str:

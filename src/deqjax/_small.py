@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+UNROLL = 16
+
 
 def solve_small(
     a: jax.Array, b: jax.Array, drop: float, first: jax.Array | None = None
@@ -43,5 +45,8 @@ def solve_small(
             (index == k)[:, None], row[:, None], ab - column[:, :, None] * row[:, None]
         )
 
-    # A loop, not m copies of its body: it compiles in less time and, on the CPU, runs in less too.
-    return lax.fori_loop(0, m, eliminate, ab)[..., -1]
+    # On a CPU a loop, which compiles in less time than m copies of its body and runs in less too.
+    # Elsewhere copies: on a GPU the loop takes longer than all else that a step does (docs/design).
+    loop = lambda ab: lax.fori_loop(0, m, eliminate, ab)
+    copies = lambda ab: lax.fori_loop(0, m, eliminate, ab, unroll=min(m, UNROLL) or 1)
+    return lax.platform_dependent(ab, cpu=loop, default=copies)[..., -1]

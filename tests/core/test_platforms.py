@@ -35,3 +35,18 @@ def test_value_and_gradient_lower_for_tpu_and_gpu(case):
         exported = export.export(step, platforms=("tpu", "cuda"))(*shapes)
     # Nothing of a linear-algebra library, which the platforms implement differently or not at all.
     assert "custom_call" not in exported.mlir_module()
+
+
+@pytest.mark.parametrize("solver", ["anderson", "broyden"])
+def test_only_a_cpu_loops_over_the_small_system_of_a_step(solver):
+    """A loop of five turns in every step takes longer on a GPU than all else of the step."""
+
+    def solve(x):
+        return deqjax.fixed_point(jnp.tanh, jnp.zeros_like(x), solver=solver, batch_axis=0).z
+
+    traced = jax.jit(solve).trace(jax.ShapeDtypeStruct((8, 16), np.float32))
+    loops = {
+        platform: traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.while")
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    assert loops == {"cpu": 2, "cuda": 1, "tpu": 1}

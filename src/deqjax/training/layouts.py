@@ -27,6 +27,9 @@ class Step:
         step: the function.
         state: a `TrainState`, or its shapes.
         where: the sharding of each of its arrays; None for wherever they are.
+
+    Attributes:
+        compiled: the program, once it has been called.
     """
 
     def __init__(self, step: Callable, state: PyTree, where: PyTree | None):
@@ -37,17 +40,17 @@ class Step:
             in_shardings=(formats, None),
             out_shardings=(formats, None),
         )
-        self._compiled: jax.stages.Compiled | None = None
+        self.compiled: jax.stages.Compiled | None = None
 
     def lower(self, state: PyTree, batch: PyTree) -> jax.stages.Lowered:
         """The program for arrays like these, or for their shapes."""
         return self._step.lower(_shape(state), _shape(batch))
 
     def __call__(self, state: PyTree, batch: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:
-        if self._compiled is None:
-            self._compiled = self.lower(state, batch).compile()
-        (wanted, _), _ = self._compiled.input_formats
-        return self._compiled(jax.tree.map(_laid_out, state, wanted), batch)
+        if self.compiled is None:
+            self.compiled = self.lower(state, batch).compile()
+        (wanted, _), _ = self.compiled.input_formats
+        return self.compiled(jax.tree.map(_laid_out, state, wanted), batch)
 
 
 def _chosen(state: PyTree, where: PyTree | None) -> PyTree:

@@ -47,7 +47,8 @@ class ConvergenceWatch:
             self._stopped.append(step)
             return (
                 f"step {step}: solves have stopped converging, {mean:.0%} of the last ones did "
-                "(more --max-steps, a larger --rtol or --jacobian, or --tighten)"
+                "(more --max-steps, a larger --rtol or --jacobian, or --tighten; if they never "
+                "did, on a GPU or TPU, JAX_DEFAULT_MATMUL_PRECISION=highest)"
             )
         if mean >= self._least and fails:
             self._again.append(step)
