@@ -224,7 +224,10 @@ def _record(path: Path, row: Row) -> None:
     """Put a row into the tables at `path`, which are drawn from a file of the same name in JSON."""
     data = path.with_suffix(".json")
     kept = json.loads(data.read_text("utf-8")) if data.exists() else {}
-    command = " ".join([f"python -m {NAME}", *sys.argv[1:]])
+    given = [
+        a for a, before in zip(sys.argv[1:], sys.argv, strict=False) if "--out" not in (a, before)
+    ]
+    command = " ".join([f"python -m {NAME}", *given])
     said = f"`{command}`, {datetime.date.today().isoformat()}, jax {jax.__version__}"
     of_device = kept.setdefault(row.device, {})
     of_device[f"{row.label}, {row.precision}, {row.batch}"] = asdict(row) | {"said": said}
