@@ -124,7 +124,9 @@ def _phase(f: Cell, carry: _Carry, solver: Solver, rules: _Rules, steps: int) ->
     mine = carry._replace(solver_state=solver.init(carry.point, limit))
     mine = _loop(f, mine, solver, rules, steps=limit)
     last = carry.solver_state
-    return mine._replace(solver_state=rules.solver.phases()[-1][0].resume(last, mine.point))
+    last_solver = rules.solver.phases()[-1][0]
+    last = last_solver.resume(last, mine.point, rules.age + mine.k)
+    return mine._replace(solver_state=last)
 
 
 def _stages(f: Cell, carry, solver, rules, stages: Sequence[Stage], samples=None) -> _Carry:
@@ -175,7 +177,7 @@ def _put(c: _Carry, index, part: _Carry) -> _Carry:
 
 def _checked(f, c: _Carry, rules: _Rules) -> _Carry:
     """What was solved in parts must hold on the whole batch."""
-    best = _Best(c.best.z, *Point.of(c.best.z, f(c.best.z)).norms())
+    best = _Best(c.best.z, *Point.of(c.best.z, f(c.best.z)).norms)
     # Other matrix shapes round differently: within twice the tolerance is the same answer.
     same = rules.solver.done(0.5 * best.residual, best.f_norm, rules.tol)
     wrong = (c.status == Status.CONVERGED) & ~same
@@ -185,7 +187,7 @@ def _checked(f, c: _Carry, rules: _Rules) -> _Carry:
 
 def _start(f, z0, solver, last: Solver, tol, trace, resume) -> tuple[_Carry, jax.Array]:
     point = Point.of(z0, f(z0))
-    residual, f_norm = point.norms()
+    residual, f_norm = point.norms
     shape = residual.shape
     history = None
     if trace:
@@ -200,7 +202,7 @@ def _start(f, z0, solver, last: Solver, tol, trace, resume) -> tuple[_Carry, jax
         state = last.init(point, tol.max_steps)
     else:
         mine = jax.eval_shape(lambda: last.init(point, tol.max_steps))
-        state = last.resume(_like_mine(resume.solver_state, mine), point)
+        state = last.resume(_like_mine(resume.solver_state, mine), point, resume.age)
     zero = jnp.zeros_like(status)
     best = _Best(z0, residual, f_norm)
     k = jnp.zeros((), jnp.int32)
@@ -227,7 +229,7 @@ def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
     freeze = rules.freeze
     f = replace(f, frozen=(c.point.z, active))
     step = solver.step(f, c.point, c.solver_state, rules.age + c.k, active if freeze else None)
-    residual, f_norm = step.point.norms()
+    residual, f_norm = step.point.norms
 
     better = active & (residual <= c.best.residual)
     best = select(better, _Best(step.point.z, residual, f_norm), c.best)

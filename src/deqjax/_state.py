@@ -148,9 +148,10 @@ def _leaf_dot(x, y):
 # ---------------------------------------------------------------------------------- history
 
 
-def finite(active: jax.Array | None, *products: jax.Array) -> jax.Array:
-    """The active samples all of whose inner products, (batch, m), are finite: those to push."""
-    good = jnp.isfinite(jnp.sum(functools.reduce(jnp.add, products), axis=-1))
+def finite(active: jax.Array | None, *scalars: jax.Array) -> jax.Array:
+    """The active samples all of whose scalars, (batch,) or (batch, m), are finite: to be pushed."""
+    total = lambda s: jnp.sum(s, axis=tuple(range(1, s.ndim)))
+    good = jnp.isfinite(functools.reduce(jnp.add, map(total, scalars)))
     return good if active is None else good & active
 
 

@@ -195,7 +195,7 @@ def anderson_gamma(d_r, r):
         d_y=type(state.d_y)(jnp.eye(m, n)[None]),
         gram=jnp.asarray(d_r.T @ d_r)[None],
     )
-    state = solver.resume(state, point)
+    state = solver.resume(state, point, jnp.int32(m))
     new = solver.step(Cell(lambda z: z), point, state, jnp.int32(m), None).point.z[0]
     return np.asarray(r - new)[:m]
 

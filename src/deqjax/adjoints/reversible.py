@@ -149,7 +149,7 @@ class Coupled(Solver):
 
     def init(self, point, max_steps):
         z = jax.tree.map(lambda x: x.astype(_widest(x.dtype)), point.z)
-        best = norm(point.residual)
+        best, _ = point.norms
         return Pair(z, z, z, best, jnp.zeros_like(best, jnp.int32))
 
     def step(self, f, point, state, k, active):
@@ -162,7 +162,7 @@ class Coupled(Solver):
         z = relax(state.z, f(cast_like(y, point.z)))
         rounded = cast_like(z, point.z)
         new = Point.of(rounded, f(rounded))
-        residual = norm(new.residual)
+        residual, _ = new.norms
         better = residual <= state.best
         return Step(
             new,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._state import cast_like, norm, per_sample, select, wide
+from .._state import cast_like, per_sample, select, wide
 from .base import Cell, Point
 
 PyTree = Any
@@ -43,7 +43,7 @@ def backtrack(
     Returns:
         The new point, and the evaluations of f that each sample made, (batch,).
     """
-    start = norm(point.residual)
+    start, _ = point.norms
     everyone = jnp.ones_like(start, bool) if active is None else active
 
     def trial(t) -> Point:
@@ -53,7 +53,7 @@ def backtrack(
         return f.at(cast_like(jax.tree.map(move, point.z, direction), point.z))
 
     def judge(new: Point, t):
-        size = norm(new.residual)
+        size, _ = new.norms
         enough = size <= (growth - DECREASE * t) * start  # false for NaN
         return size, enough
 

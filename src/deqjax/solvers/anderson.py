@@ -24,12 +24,14 @@ from .base import Solver, Step, eps
 
 
 class AndersonState(NamedTuple):
-    """The last m differences: ΔR of residuals, ΔY = Δz + β Δr of what they suggest; ΔRᵀΔR, ΔRᵀr."""
+    """The last m differences: ΔR of residuals, ΔY = Δz + β Δr of what they suggest; ΔRᵀΔR, ΔRᵀr,
+    and the γ of the next step."""
 
     d_r: History
     d_y: History
     gram: jax.Array
     d_r_r: jax.Array
+    gamma: jax.Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +79,12 @@ class Anderson(Solver):
             d_y=zeros,
             gram=zero_scalars(point.z, m, m),
             d_r_r=zero_scalars(point.z, m),
+            gamma=zero_scalars(point.z, m),
         )
 
-    def resume(self, state, point):
-        return state._replace(d_r_r=state.d_r.dots(point.residual))
+    def resume(self, state, point, k):
+        d_r_r = state.d_r.dots(point.residual)
+        return state._replace(d_r_r=d_r_r, gamma=self._gamma(state.gram, d_r_r, eps(point.z)))
 
     def step(self, f, point, state, k, active):
         """z⁺ = z + β r − ΔY γ, then one new column for ΔR and ΔY."""
@@ -89,8 +93,7 @@ class Anderson(Solver):
         if memory == 0:
             return Step(self._picard(f, point), state)
 
-        gamma = self._gamma(state.gram, state.d_r_r, eps(point.z))
-        step = jax.tree.map(lambda r, y: beta * r - y, r, state.d_y.combine(gamma))
+        step = jax.tree.map(lambda r, y: beta * r - y, r, state.d_y.combine(state.gamma))
         step, new = f.moved(point.z, step)
 
         slot = k % memory
@@ -108,9 +111,11 @@ class Anderson(Solver):
             new.replacing(r, change, kept),
             AndersonState(
                 d_r=state.d_r.push(d_r, slot, kept),
-                d_y=state.d_y.push(d_y, slot, kept),
+                # It waits for no product: it is written while they are taken.
+                d_y=state.d_y.push(d_y, slot, finite(active, new.norms[0])),
                 gram=gram,
                 d_r_r=d_r_r,
+                gamma=self._gamma(gram, d_r_r, eps(point.z)),
             ),
         )
 

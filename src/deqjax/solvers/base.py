@@ -20,19 +20,21 @@ DEFAULT_MAX_STEPS = 100
 
 
 class Point(NamedTuple):
-    """An iterate, f of it, and the residual r = f(z) − z in float32 at least.
+    """An iterate, f of it, the residual r = f(z) − z in float32 at least, and (‖r‖, ‖f(z)‖).
 
-    A solver's step is given all three. What it does not read costs nothing: a value that no step of
+    A solver's step is given all four. What it does not read costs nothing: a value that no step of
     a compiled loop reads is not carried through it.
     """
 
     z: PyTree
     fz: PyTree
     residual: PyTree
+    norms: tuple[jax.Array, jax.Array]
 
     @classmethod
     def of(cls, z: PyTree, fz: PyTree) -> Point:
-        return cls(z, fz, subtract(fz, z))
+        residual = subtract(fz, z)
+        return cls(z, fz, residual, (norm(residual), norm(fz)))
 
     def replacing(self, r: PyTree, change: PyTree, late: jax.Array) -> Point:
         """This point, its residual written as one that may overwrite the r it differs from.
@@ -43,10 +45,6 @@ class Point(NamedTuple):
         """
         same = jax.tree.map(jnp.add, r, change)
         return self._replace(residual=select(late, self.residual, same))
-
-    def norms(self) -> tuple[jax.Array, jax.Array]:
-        """(‖f(z) − z‖, ‖f(z)‖), per sample."""
-        return norm(self.residual), norm(self.fz)
 
 
 class Step(NamedTuple):
@@ -157,8 +155,11 @@ class Solver:
         """The state before the first step."""
         raise NotImplementedError
 
-    def resume(self, state: PyTree, point: Point) -> PyTree:
-        """An earlier solve's state, with whatever in it depends on the point made anew."""
+    def resume(self, state: PyTree, point: Point, k: jax.Array) -> PyTree:
+        """An earlier solve's state, with whatever in it depends on the point made anew.
+
+        k: int32, how many steps made the state.
+        """
         return state
 
     def step(

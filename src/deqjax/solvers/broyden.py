@@ -19,13 +19,15 @@ GROWTH = 2.0
 
 
 class BroydenState(NamedTuple):
-    """The last m differences ΔZ of iterates and ΔF of their values; K, 1/‖s‖ and ΔZᵀg."""
+    """The last m differences ΔZ of iterates and ΔF of their values; K, 1/‖s‖, ΔZᵀg, and K⁻¹ΔZᵀg
+    for the next step."""
 
     d_z: History
     d_f: History
     kernel: jax.Array
     inverse_length: jax.Array
     d_z_g: jax.Array
+    gamma: jax.Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,25 +78,26 @@ class Broyden(Solver):
             kernel=zero_scalars(point.z, m, m),
             inverse_length=zero_scalars(point.z, m),
             d_z_g=zero_scalars(point.z, m),
+            gamma=zero_scalars(point.z, m),
         )
 
-    def resume(self, state, point):
-        return state._replace(d_z_g=state.d_z.dots(point.residual))
+    def resume(self, state, point, k):
+        state = state._replace(d_z_g=state.d_z.dots(point.residual))
+        return self._prepared(state, k, eps(point.z))
 
     def step(self, f, point, state, k, active):
         """z⁺ = f(z) − ΔF K⁻¹ ΔZᵀ g, then the pair (Δz, Δf)."""
         slot = k % state.kernel.shape[-1]
         r = point.residual
-        gamma = self._gamma(state, slot, eps(point.z))
-        direction = subtract(r, state.d_f.combine(gamma))
+        direction = subtract(r, state.d_f.combine(state.gamma))
         if self.line_search:
             new, f_evals = backtrack(f, point, direction, active, growth=GROWTH)
             s = subtract(new.z, point.z)
         else:
             (s, new), f_evals = f.moved(point.z, direction), 1
         y = subtract(new.residual, r)
-        state, kept = self._learn(state, slot, s, y, new.residual, active)
-        return Step(new.replacing(r, y, kept), state, f_evals)
+        state, kept = self._learn(state, slot, s, y, new.residual, finite(active, new.norms[0]))
+        return Step(new.replacing(r, y, kept), self._prepared(state, k + 1, eps(point.z)), f_evals)
 
     def _learn(self, state, slot, s, y, g, active):
         """The state with the pair (s, y) in `slot`, and where it was kept; g is the residual that
@@ -118,15 +121,20 @@ class Broyden(Solver):
             d_z_g=put_column(slot, dot(s, g), d_z_g),
         )
         kept = finite(active, row, column, d_z_g)
-        d_z, d_f = state.d_z.push(s, slot, kept), state.d_f.push(d_f, slot, kept)
-        return BroydenState(d_z=d_z, d_f=d_f, **small), kept
+        d_z = state.d_z.push(s, slot, kept)
+        # It waits for no product with y: it is written while they are taken.
+        d_f = state.d_f.push(d_f, slot, finite(active, row))
+        return state._replace(d_z=d_z, d_f=d_f, **small), kept
 
-    def _gamma(self, state, oldest, round_off):
-        """K⁻¹ ΔZᵀ g by eliminating the pairs from oldest to newest, each scaled to ‖s‖ = 1."""
+    def _prepared(self, state, k, round_off):
+        """The state with K⁻¹ ΔZᵀ g, by eliminating the pairs from oldest to newest, each scaled to
+        ‖s‖ = 1. k: how many steps made it."""
+        oldest = k % state.kernel.shape[-1]
         scale = state.inverse_length
         kernel = state.kernel * scale[:, :, None] * scale[:, None, :]
         b = scale * state.d_z_g
-        return scale * solve_small(kernel, b, drop=10 * round_off, first=oldest)
+        gamma = scale * solve_small(kernel, b, drop=10 * round_off, first=oldest)
+        return state._replace(gamma=gamma)
 
     @staticmethod
     def minus_inverse_transposed(state: BroydenState, steps, w):

@@ -83,7 +83,7 @@ class External(Solver):
         _check_single(point.z, type(self.solver).__name__)
         return _front(self.begin(_vector(point.z), _vector(point.fz), max_steps))
 
-    def resume(self, state, point):
+    def resume(self, state, point, k):
         return self.init(point, self.tolerances(point.z).max_steps)
 
     def step(self, f, point, state, k, active):
@@ -166,7 +166,7 @@ class JaxoptBroyden(External):
         v, state = rule.update(at.v, at.state)
         return Iterate(v, state.aux, state), state.num_fun_eval - at.state.num_fun_eval
 
-    def resume(self, state, point):
+    def resume(self, state, point, k):
         new = self.init(point, 1)
         return state._replace(value=new.value, aux=new.aux)
 

@@ -53,7 +53,7 @@ class GMRES(Solver):
     def _direction(self, f: Cell, point: Point, forcing, active):
         """d with ‖(I − J) d − r‖ ≤ max(η ‖r‖, half the tolerance), and its products."""
         tol = self.tolerances(point.z)
-        residual, f_norm = point.norms()
+        residual, f_norm = point.norms
         target = jnp.maximum(forcing * residual, 0.5 * (tol.atol + tol.rtol * f_norm))
         _, jacobian = jax.linearize(f.call, point.z)
 
