@@ -14,6 +14,8 @@ from typing import Any
 
 import jax
 
+from deqjax.training import keep_freed_memory
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -141,7 +143,8 @@ def machine() -> str:
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         model = names[0].partition(":")[2].strip() if names else model
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    return f"{os.cpu_count()} CPU cores ({model}), load average {load:.1f} at the end of the run"
+    kept = "freed memory kept, " if keep_freed_memory() else ""
+    return f"{os.cpu_count()} CPU cores ({model}), {kept}load average {load:.1f} at the end"
 
 
 def versions() -> dict[str, str]:

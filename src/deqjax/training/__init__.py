@@ -4,6 +4,7 @@ from .._rows import draw_rows as draw_rows
 from .checkpoints import Checkpoints as Checkpoints
 from .curves import plot_curves as plot_curves
 from .folder import read_config as read_config
+from .host_memory import keep_freed_memory as keep_freed_memory
 from .language_modelling import LanguageModelling as LanguageModelling
 from .language_modelling import perplexity as perplexity
 from .language_modelling import sample as sample

@@ -15,6 +15,7 @@ from .._options import choose
 from ..adjoints import as_adjoint
 from ..solvers.base import DEFAULT_MAX_STEPS
 from .checkpoints import CheckpointError
+from .host_memory import keep_freed_memory
 
 Config = TypeVar("Config")
 
@@ -254,7 +255,7 @@ def command_line(
     Every field of the (nested) dataclasses is a flag. `defaults` may look at the arguments and
     say what holds where no flag does: a preset. An option that cannot be right, or a file
     that is missing, ends the program with one sentence and exit code 2; so does a run that cannot
-    go on.
+    go on. The process keeps the memory that it frees (`keep_freed_memory`).
     """
     try:
         import tyro
@@ -263,6 +264,7 @@ def command_line(
     args = sys.argv[1:] if args is None else args
     default = {} if defaults is None else {"default": defaults(args)}
     options = tyro.cli(tyro.conf.OmitArgPrefixes[config], args=args, **default)  # type: ignore
+    keep_freed_memory()
     try:
         main(options)
     except (OptionError, FileNotFoundError, CheckpointError, FloatingPointError) as wrong:
