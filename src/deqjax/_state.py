@@ -183,9 +183,10 @@ class History:
     freezing a sample never copies its history.
 
     In a step, read first and push last, and let the push depend on what was read (`finite` is one
-    way): XLA then writes the slot in place. A history that is read after a push in the same step,
-    or in an order that is left open, is copied whole (seen on the CPU back end, which drops
-    optimisation barriers before it decides).
+    way; a vector may do so by itself, through f): XLA then writes the slot in place. A history that
+    is read after a push in the same step, or in an order that is left open, is copied whole (seen
+    on the CPU back end, which drops optimisation barriers before it decides). A push should wait
+    for nothing else: a CPU writes it on one thread, and does something else on the others.
 
     Attributes:
         values: the vectors.
