@@ -143,6 +143,7 @@ def machine() -> str:
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         model = names[0].partition(":")[2].strip() if names else model
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    # `command_line` has asked for it; asked again, it tells.
     kept = "freed memory kept, " if keep_freed_memory() else ""
     return f"{os.cpu_count()} CPU cores ({model}), {kept}load average {load:.1f} at the end"
 
