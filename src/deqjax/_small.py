@@ -1,4 +1,10 @@
-"""Linear systems as small as a solver's memory, one per sample: never worth a LAPACK call."""
+"""Linear systems as small as a solver's memory, one per sample: never worth a LAPACK call.
+
+A quasi-Newton solver keeps its system as one array, [K | b | ‖s‖²] of shape (batch, m, m + 2): row
+i is that of pair i, b the right-hand side and ‖s‖² the squared length of the pair. A step then
+updates it in one kernel. Kernels so small take no time by themselves, but on every platform each
+costs a start, and time to compile.
+"""
 
 from __future__ import annotations
 
@@ -9,44 +15,77 @@ from jax import lax
 UNROLL = 16
 
 
-def solve_small(
-    a: jax.Array, b: jax.Array, drop: float, first: jax.Array | None = None
+def replace_pair(
+    system: jax.Array, slot, row: jax.Array, column: jax.Array, b: jax.Array, square: jax.Array
 ) -> jax.Array:
-    """Solve A x = b by Gauss–Jordan elimination in a given order, dropping dead pivots.
-
-    A pivot of magnitude at most `drop` marks a direction that the earlier ones already explain:
-    its unknown is set to zero, which is what skipping the pair would have done. The systems come
-    scaled to a diagonal of order one, and their order (oldest first) is part of the algorithm, so
-    there is no row exchange. Plain array operations: it vectorises over the batch, shards with it,
-    and needs no library call on any platform.
+    """The system with another pair in `slot`.
 
     Args:
-        a: (batch, m, m).
-        b: (batch, m).
-        drop: pivots at or below this are dropped.
+        system: [K | b | ‖s‖²], (batch, m, m + 2).
+        slot: int32.
+        row: (batch, m), the new row of K.
+        column: (batch, m), the new column of K; the entry where they meet is the column's.
+        b: (batch, m), the whole right-hand side.
+        square: (batch,), ‖s‖² of the new pair.
+    """
+    rows, columns = (lax.iota(jnp.int32, n) for n in system.shape[1:])
+    row = jnp.concatenate([row, row[:, :1], square[:, None]], axis=-1)
+    system = jnp.where((rows == slot)[:, None], row[:, None, :], system)
+    system = jnp.where(columns == slot, column[:, :, None], system)
+    return jnp.where(columns == columns.size - 2, b[:, :, None], system)
+
+
+def put(slot, column: jax.Array, a: jax.Array) -> jax.Array:
+    """a, (batch, ..., m), with entry or column `slot` replaced by (batch, ...)."""
+    # A mask and not an update slice: it fuses with whatever else is done to a small array.
+    return jnp.where(lax.iota(jnp.int32, a.shape[-1]) == slot, column[..., None], a)
+
+
+def joined(kernel: jax.Array, b: jax.Array, squares: jax.Array) -> jax.Array:
+    """[K | b | ‖s‖²]."""
+    return jnp.concatenate([kernel, b[..., None], squares[..., None]], axis=-1)
+
+
+def solve_small(
+    system: jax.Array, drop: float, ridge: float = 0.0, first: jax.Array | None = None
+) -> jax.Array:
+    """(K + ridge·D²)⁻¹b with D = diag(‖s‖), (batch, m).
+
+    By Gauss–Jordan elimination in a given order, dropping dead pivots.
+
+    A pivot of magnitude at most drop·‖s‖² marks a direction that the earlier ones already explain:
+    its unknown is set to zero, which is what skipping the pair would have done. The order of the
+    pairs (oldest first) is part of the algorithm, so there is no row exchange. Plain array
+    operations: it vectorises over the batch, shards with it, and needs no library call on any
+    platform.
+
+    Args:
+        system: [K | b | ‖s‖²], (batch, m, m + 2).
+        drop: pivots at or below this, relative to ‖s‖², are dropped.
+        ridge: what is added to the diagonal, relative to ‖s‖² too.
         first: the pivot to start from, None being the first; the others follow in turn, past the
             end to the beginning.
-
-    Returns:
-        x, (batch, m).
     """
-    m = a.shape[-1]
-    ab = jnp.concatenate([a, b[..., None]], axis=-1)
-    index = lax.iota(jnp.int32, m)
+    m, squares = system.shape[1], system[..., -1]
+    rows = lax.iota(jnp.int32, m)
+    tiny = jnp.finfo(system.dtype).tiny  # its inverse is finite
 
+    # The last column, which need not take part, does: to cut it off would be a kernel more.
     def eliminate(turn, ab):
         k = turn if first is None else (first + turn) % m
-        row = lax.dynamic_index_in_dim(ab, k, axis=1, keepdims=False)
-        column = lax.dynamic_index_in_dim(ab, k, axis=2, keepdims=False)
-        pivot = lax.dynamic_index_in_dim(row, k, axis=1)
-        alive = jnp.abs(pivot) > drop
-        row = row * jnp.where(alive, 1.0 / jnp.where(alive, pivot, 1.0), 0.0)
-        return jnp.where(
-            (index == k)[:, None], row[:, None], ab - column[:, :, None] * row[:, None]
-        )
+        row, column, square = _at(ab, k, axis=1), _at(ab, k, axis=2), _at(squares, k, axis=1)
+        # An entry of the diagonal is first read in its own turn: its ridge can wait until then.
+        pivot = _at(row, k, axis=1) + ridge * square
+        alive = jnp.abs(pivot) > jnp.maximum(drop * square, tiny)
+        row *= jnp.where(alive, 1 / jnp.where(alive, pivot, 1), 0)[:, None]
+        return jnp.where((rows == k)[:, None], row[:, None], ab - column[:, :, None] * row[:, None])
 
     # On a CPU a loop, which compiles in less time than m copies of its body and runs in less too.
     # Elsewhere copies: on a GPU the loop takes longer than all else that a step does (docs/design).
     loop = lambda ab: lax.fori_loop(0, m, eliminate, ab)
     copies = lambda ab: lax.fori_loop(0, m, eliminate, ab, unroll=min(m, UNROLL) or 1)
-    return lax.platform_dependent(ab, cpu=loop, default=copies)[..., -1]
+    return lax.platform_dependent(system, cpu=loop, default=copies)[..., -2]
+
+
+def _at(a: jax.Array, index, axis: int) -> jax.Array:
+    return lax.dynamic_index_in_dim(a, index, axis, keepdims=False)

@@ -148,30 +148,15 @@ def _leaf_dot(x, y):
 # ---------------------------------------------------------------------------------- history
 
 
-def finite(active: jax.Array | None, *scalars: jax.Array) -> jax.Array:
-    """The active samples all of whose scalars, (batch,) or (batch, m), are finite: to be pushed."""
-    total = lambda s: jnp.sum(s, axis=tuple(range(1, s.ndim)))
-    good = jnp.isfinite(functools.reduce(jnp.add, map(total, scalars)))
+def finite(active: jax.Array | None, *lengths: jax.Array, after: tuple = ()) -> jax.Array:
+    """The active samples all of whose lengths, (batch,), are finite: what is to be pushed.
+
+    after: products with vectors of those lengths, (batch, m), that are to be taken before the push.
+    They are finite where the lengths are, whose squares are: one of each is looked at.
+    """
+    read = [product[:, 0] for product in after]
+    good = jnp.isfinite(functools.reduce(jnp.add, [*lengths, *read]))
     return good if active is None else good & active
-
-
-def put_column(slot, column: jax.Array, a: jax.Array) -> jax.Array:
-    """a, (batch, ..., m), with entry or column `slot` replaced by (batch, ...)."""
-    # A mask and not an update slice: it fuses with whatever else is done to a small array.
-    here = lax.iota(jnp.int32, a.shape[-1]) == slot
-    return jnp.where(here, column[..., None], a)
-
-
-def put_row(slot, row: jax.Array, a: jax.Array) -> jax.Array:
-    """a, (batch, m, m), with row `slot` replaced by (batch, m)."""
-    here = lax.iota(jnp.int32, a.shape[-2]) == slot
-    return jnp.where(here[:, None], row[:, None, :], a)
-
-
-def diagonal(a: jax.Array) -> jax.Array:
-    """The diagonals of a, (batch, m, m): (batch, m)."""
-    # A mask again: `jnp.diagonal` gathers.
-    return jnp.sum(jnp.where(jnp.eye(a.shape[-1], dtype=bool), a, 0), axis=-1)
 
 
 @jax.tree_util.register_dataclass

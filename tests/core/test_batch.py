@@ -247,7 +247,7 @@ def test_without_a_batch_axis_rows_are_one_equation():
     assert whole.stats.steps.shape == () and bool(whole.stats.converged)
     residual = np.linalg.norm(np.asarray(elementwise(whole.z, x) - whole.z))
     np.testing.assert_allclose(whole.stats.residual, residual, rtol=1e-6)
-    assert whole.state.solver_state.gram.shape == (1, 3, 3)
+    assert whole.state.solver_state.system.shape == (1, 3, 5)
 
 
 def test_scalar_samples():

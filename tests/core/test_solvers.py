@@ -190,10 +190,11 @@ def anderson_gamma(d_r, r):
     z = jnp.zeros((1, n))
     point = Point.of(z, jnp.asarray(r)[None])
     state = solver.init(point, 100)
+    gram = d_r.T @ d_r
     state = state._replace(
         d_r=type(state.d_r)(jnp.asarray(d_r.T)[None]),
         d_y=type(state.d_y)(jnp.eye(m, n)[None]),
-        gram=jnp.asarray(d_r.T @ d_r)[None],
+        system=jnp.asarray(np.column_stack([gram, np.zeros(m), np.diag(gram)]))[None],
     )
     state = solver.resume(state, point, jnp.int32(m))
     new = solver.step(Cell(lambda z: z), point, state, jnp.int32(m), None).point.z[0]
@@ -311,10 +312,11 @@ def test_broyden_secant_condition_of_the_newest_pair(steps):
     state = sol.state.solver_state
     d_z, d_f = (np.asarray(h.values)[0].T for h in (state.d_z, state.d_f))
     assert d_z.shape == (n, memory)
-    inverse = -np.eye(n) + d_f @ np.linalg.solve(np.asarray(state.kernel)[0], d_z.T)
+    kernel, squares = state.system[0, :, :memory], state.system[0, :, -1]
+    inverse = -np.eye(n) + d_f @ np.linalg.solve(np.asarray(kernel), d_z.T)
     s, y = d_z[:, newest], d_f[:, newest] - d_z[:, newest]
     assert relative(inverse @ y, s) < 1e-9
-    np.testing.assert_allclose(state.inverse_length[0], 1 / np.linalg.norm(d_z, axis=0))
+    np.testing.assert_allclose(squares, np.sum(d_z**2, axis=0))
     # It is the inverse of the matrix that the textbook update makes of the same pairs.
     b = -np.eye(n)
     for j in (np.arange(memory) + newest + 1) % memory:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._small import solve_small
+from .._small import joined, solve_small
 from .._state import History, dot, norm, per_sample, zero_scalars
 from .base import Cell, eps
 
@@ -117,7 +117,8 @@ def gmres(
     largest = jnp.max(jnp.abs(c.triangle), axis=(1, 2))
     unit = jnp.where(largest > 0, 1 / jnp.where(largest > 0, largest, 1), 0.0)
     rhs = (size * unit)[:, None] * c.rotations[:, :memory, 0]
-    y = solve_small(c.triangle * unit[:, None, None], rhs, drop=eps(b))
+    system = joined(c.triangle * unit[:, None, None], rhs, jnp.ones_like(rhs))
+    y = solve_small(system, drop=eps(b))
     return c.basis.combine(y), c.products
 
 

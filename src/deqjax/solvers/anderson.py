@@ -6,31 +6,20 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from .._errors import check_dtype, check_integer, check_tolerance
-from .._small import solve_small
-from .._state import (
-    History,
-    diagonal,
-    dot,
-    finite,
-    put_column,
-    put_row,
-    subtract,
-    zero_scalars,
-)
+from .._small import put, replace_pair, solve_small
+from .._state import History, dot, finite, subtract, zero_scalars
 from .base import Solver, Step, eps
 
 
 class AndersonState(NamedTuple):
-    """The last m differences: ΔR of residuals, ΔY = Δz + β Δr of what they suggest; ΔRᵀΔR, ΔRᵀr,
-    and the γ of the next step."""
+    """The last m differences: ΔR of residuals, ΔY = Δz + β Δr of what they suggest; the system of
+    `_small`, [ΔRᵀΔR | ΔRᵀr | ‖Δrᵢ‖²], and the γ of the next step."""
 
     d_r: History
     d_y: History
-    gram: jax.Array
-    d_r_r: jax.Array
+    system: jax.Array
     gamma: jax.Array
 
 
@@ -45,14 +34,14 @@ class Anderson(Solver):
     GMRES in disguise.
 
     A step passes over ΔR once and over ΔY once: the new row of the Gram matrix, ΔRᵀΔr, is also what
-    ΔRᵀr changes by. The Gram's columns are scaled to unit length (D holds
-    the lengths), so the ridge λ is relative to its trace and nothing depends on the scale of z.
+    ΔRᵀr changes by. D holds the lengths of ΔR's columns: the ridge is relative to each of them, as
+    if they were scaled to unit length, and nothing depends on the scale of z.
 
     Attributes:
         memory: history length m, in differences; 0 is Picard. State kept: 2·m·|z|.
         mixing: β > 0; 1 uses f(z) fully, smaller values are cautious.
-        ridge: λ as a fraction of the mean of the scaled Gram's diagonal; None means 10 times the
-            round-off of the arithmetic (1.2e-6 in float32, 2.2e-15 in float64).
+        ridge: λ, relative to the diagonal of the Gram matrix; None means 10 times the round-off of
+            the arithmetic (1.2e-6 in float32, 2.2e-15 in float64).
         history_dtype: store ΔR and ΔY in this dtype, such as "bfloat16"; None means the state's.
     """
 
@@ -77,19 +66,19 @@ class Anderson(Solver):
         return AndersonState(
             d_r=zeros,
             d_y=zeros,
-            gram=zero_scalars(point.z, m, m),
-            d_r_r=zero_scalars(point.z, m),
+            system=zero_scalars(point.z, m, m + 2),
             gamma=zero_scalars(point.z, m),
         )
 
     def resume(self, state, point, k):
         d_r_r = state.d_r.dots(point.residual)
-        return state._replace(d_r_r=d_r_r, gamma=self._gamma(state.gram, d_r_r, eps(point.z)))
+        system = state.system.at[..., -2].set(d_r_r)
+        return state._replace(system=system, gamma=self._gamma(system, eps(point.z)))
 
     def step(self, f, point, state, k, active):
         """z⁺ = z + β r − ΔY γ, then one new column for ΔR and ΔY."""
         r, beta = point.residual, self.mixing
-        memory = state.gram.shape[-1]
+        memory = state.gamma.shape[-1]
         if memory == 0:
             return Step(self._picard(f, point), state)
 
@@ -102,20 +91,26 @@ class Anderson(Solver):
         d_y = jax.tree.map(lambda dz, dr: dz + beta * dr, step, change)
         row = state.d_r.dots(d_r)
         # Where storing rounds, ΔRᵀr cannot be carried along: it takes a pass of its own.
-        d_r_r = state.d_r_r + row if state.d_r.holds(r) else state.d_r.dots(new.residual)
-        row = put_column(slot, dot(d_r, d_r), row)
-        gram = put_column(slot, row, put_row(slot, row, state.gram))
-        d_r_r = put_column(slot, dot(d_r, new.residual), d_r_r)
-        kept = finite(active, row, d_r_r)
+        exact = state.d_r.holds(r)
+        d_r_r = state.system[..., -2] + row if exact else state.d_r.dots(new.residual)
+        square, size = dot(d_r, d_r), new.norms[0]
+        system = replace_pair(
+            state.system,
+            slot,
+            row,
+            column=put(slot, square, row),
+            b=put(slot, dot(d_r, new.residual), d_r_r),
+            square=square,
+        )
+        kept = finite(active, size, after=(row, d_r_r))
         return Step(
             new.replacing(r, change, kept),
             AndersonState(
                 d_r=state.d_r.push(d_r, slot, kept),
                 # It waits for no product: it is written while they are taken.
-                d_y=state.d_y.push(d_y, slot, finite(active, new.norms[0])),
-                gram=gram,
-                d_r_r=d_r_r,
-                gamma=self._gamma(gram, d_r_r, eps(point.z)),
+                d_y=state.d_y.push(d_y, slot, finite(active, size)),
+                system=system,
+                gamma=self._gamma(system, eps(point.z)),
             ),
         )
 
@@ -125,10 +120,6 @@ class Anderson(Solver):
             return f.at(point.fz)
         return f.moved(point.z, jax.tree.map(lambda r: self.mixing * r, point.residual))[1]
 
-    def _gamma(self, gram, b, round_off):
-        squares = diagonal(gram)
-        scale = jnp.where(squares > 0, jax.lax.rsqrt(jnp.where(squares > 0, squares, 1)), 0)
+    def _gamma(self, system, round_off):
         ridge = 10 * round_off if self.ridge is None else self.ridge
-        scaled = gram * scale[:, :, None] * scale[:, None, :]
-        scaled += ridge * jnp.eye(gram.shape[-1], dtype=gram.dtype)
-        return scale * solve_small(scaled, scale * b, drop=0.1 * ridge)
+        return solve_small(system, drop=0.1 * ridge, ridge=ridge)

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from .._errors import check_dtype, check_integer
-from .._small import solve_small
-from .._state import History, dot, finite, put_column, put_row, subtract, zero_scalars
+from .._small import joined, put, replace_pair, solve_small
+from .._state import History, dot, finite, subtract, zero_scalars
 from ._line_search import backtrack
 from .base import Solver, Step, eps
 
@@ -19,14 +19,12 @@ GROWTH = 2.0
 
 
 class BroydenState(NamedTuple):
-    """The last m differences ΔZ of iterates and ΔF of their values; K, 1/‖s‖, ΔZᵀg, and K⁻¹ΔZᵀg
-    for the next step."""
+    """The last m differences ΔZ of iterates and ΔF of their values; the system of `_small`,
+    [K | ΔZᵀg | ‖sᵢ‖²], and K⁻¹ΔZᵀg for the next step."""
 
     d_z: History
     d_f: History
-    kernel: jax.Array
-    inverse_length: jax.Array
-    d_z_g: jax.Array
+    system: jax.Array
     gamma: jax.Array
 
 
@@ -75,19 +73,18 @@ class Broyden(Solver):
         return BroydenState(
             d_z=zeros,
             d_f=zeros,
-            kernel=zero_scalars(point.z, m, m),
-            inverse_length=zero_scalars(point.z, m),
-            d_z_g=zero_scalars(point.z, m),
+            system=zero_scalars(point.z, m, m + 2),
             gamma=zero_scalars(point.z, m),
         )
 
     def resume(self, state, point, k):
-        state = state._replace(d_z_g=state.d_z.dots(point.residual))
+        d_z_g = state.d_z.dots(point.residual)
+        state = state._replace(system=state.system.at[..., -2].set(d_z_g))
         return self._prepared(state, k, eps(point.z))
 
     def step(self, f, point, state, k, active):
         """z⁺ = f(z) − ΔF K⁻¹ ΔZᵀ g, then the pair (Δz, Δf)."""
-        slot = k % state.kernel.shape[-1]
+        slot = k % state.gamma.shape[-1]
         r = point.residual
         direction = subtract(r, state.d_f.combine(state.gamma))
         if self.line_search:
@@ -96,57 +93,55 @@ class Broyden(Solver):
         else:
             (s, new), f_evals = f.moved(point.z, direction), 1
         y = subtract(new.residual, r)
-        state, kept = self._learn(state, slot, s, y, new.residual, finite(active, new.norms[0]))
+        state, kept = self._learn(state, slot, s, y, new, active)
         return Step(new.replacing(r, y, kept), self._prepared(state, k + 1, eps(point.z)), f_evals)
 
-    def _learn(self, state, slot, s, y, g, active):
-        """The state with the pair (s, y) in `slot`, and where it was kept; g is the residual that
-        it led to.
+    def _learn(self, state, slot, s, y, new, active):
+        """The state with the pair (s, y), which led to the point `new`, in `slot`, and where it was
+        kept.
 
         Kᵢⱼ = sᵢᵀΔfⱼ − sᵢᵀsⱼ = sᵢᵀyⱼ where sᵢ is not newer than sⱼ, and sᵢᵀΔfⱼ where it is.
         """
         # All of K comes from the pair as it is before the history rounds it: where J is close to I,
         # y is the small difference of two large vectors, s and Δf.
-        d_f = jax.tree.map(jnp.add, s, y)
+        d_f, g, size = jax.tree.map(jnp.add, s, y), new.residual, new.norms[0]
         row, column = state.d_f.dots(s), state.d_z.dots(y)
         # Where storing rounds, ΔZᵀg cannot be carried along: it takes a pass of its own.
-        d_z_g = state.d_z_g + column if state.d_z.holds(s) else state.d_z.dots(g)
-        square = dot(s, s)
-        length = jnp.where(square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
-        small = dict(
-            kernel=put_column(
-                slot, put_column(slot, dot(s, y), column), put_row(slot, row, state.kernel)
-            ),
-            inverse_length=put_column(slot, length, state.inverse_length),
-            d_z_g=put_column(slot, dot(s, g), d_z_g),
+        exact = state.d_z.holds(s)
+        d_z_g = state.system[..., -2] + column if exact else state.d_z.dots(g)
+        square, turn = dot(s, s), dot(s, y)
+        system = replace_pair(
+            state.system,
+            slot,
+            row,
+            column=put(slot, turn, column),
+            b=put(slot, dot(s, g), d_z_g),
+            square=square,
         )
-        kept = finite(active, row, column, d_z_g)
+        kept = finite(active, size, after=(row, column, d_z_g))
         d_z = state.d_z.push(s, slot, kept)
         # It waits for no product with y: it is written while they are taken.
-        d_f = state.d_f.push(d_f, slot, finite(active, row))
-        return state._replace(d_z=d_z, d_f=d_f, **small), kept
+        d_f = state.d_f.push(d_f, slot, finite(active, size, after=(row,)))
+        return state._replace(d_z=d_z, d_f=d_f, system=system), kept
 
     def _prepared(self, state, k, round_off):
-        """The state with K⁻¹ ΔZᵀ g, by eliminating the pairs from oldest to newest, each scaled to
-        ‖s‖ = 1. k: how many steps made it."""
-        oldest = k % state.kernel.shape[-1]
-        scale = state.inverse_length
-        kernel = state.kernel * scale[:, :, None] * scale[:, None, :]
-        b = scale * state.d_z_g
-        gamma = scale * solve_small(kernel, b, drop=10 * round_off, first=oldest)
+        """The state with K⁻¹ ΔZᵀ g, by eliminating the pairs from oldest to newest. k: how many
+        steps made it."""
+        oldest = k % state.gamma.shape[-1]
+        gamma = solve_small(state.system, drop=10 * round_off, first=oldest)
         return state._replace(gamma=gamma)
 
     @staticmethod
     def minus_inverse_transposed(state: BroydenState, steps, w):
         """−B⁻ᵀ w = w − ΔZ K⁻ᵀ ΔFᵀ w in float32 at least, with the B that `steps` steps, (batch,),
         left behind."""
-        scale = state.inverse_length
-        memory = scale.shape[-1]
-        kernel = state.kernel * scale[:, :, None] * scale[:, None, :]
-        b = scale * state.d_f.dots(w)
+        kernel, squares = state.system[..., :-2], state.system[..., -1]
+        memory = squares.shape[-1]
+        b = state.d_f.dots(w)
         # Oldest pair first, as in a step; each sample stopped at its own.
         order = (steps[:, None] + jnp.arange(memory)) % memory
         kernel = jax.vmap(lambda k, o: k[o][:, o].T)(kernel, order)
-        gamma = solve_small(kernel, jnp.take_along_axis(b, order, axis=1), drop=10 * eps(w))
+        b, squares = (jnp.take_along_axis(x, order, axis=1) for x in (b, squares))
+        gamma = solve_small(joined(kernel, b, squares), drop=10 * eps(w))
         gamma = jax.vmap(lambda g, o: jnp.zeros_like(g).at[o].set(g))(gamma, order)
-        return subtract(w, state.d_z.combine(scale * gamma))
+        return subtract(w, state.d_z.combine(gamma))
