@@ -36,6 +36,7 @@ NAMES = (
     "small_state",
     "compacted",
 )
+CellName = Literal["reference", "tanh", "transformer", "near-singular"]
 Name = Literal[
     "per_step",
     "to_tolerance",
@@ -59,6 +60,8 @@ class Config:
     """tiny shapes and few repetitions: shows that everything runs, measures nothing"""
     out: Path = Path("experiments/results/benchmarks.md")
     """the report; tables that this run does not measure stay in it"""
+    cells: tuple[CellName, ...] = ()
+    """cells of `to_tolerance`; all if not given"""
     rounds: int = 15
     """interleaved rounds of a timing; the median of their ratios is reported"""
     peers: tuple[str, ...] = ("torchdeq", "jaxopt", "optimistix", "banax")
@@ -73,7 +76,11 @@ def main(config: Config) -> bool:
         raise OptionError(f"--rounds must be at least 3, got {config.rounds}")
     jax.config.update("jax_default_matmul_precision", "highest")
     settings = Settings(
-        quick=config.quick, rounds=config.rounds, peers=config.peers, threads=config.threads
+        quick=config.quick,
+        cells=config.cells,
+        rounds=config.rounds,
+        peers=config.peers,
+        threads=config.threads,
     )
     command = " ".join(["python -m experiments.benchmarks", *sys.argv[1:]])
     tables = {}

@@ -22,6 +22,8 @@ class Settings:
     """What every benchmark is told. `quick` shrinks shapes and repetitions: to see that it runs."""
 
     quick: bool = False
+    cells: tuple[str, ...] = ()
+    """beginnings of the names of the cells to compare on; all if empty"""
     rounds: int = 15
     """interleaved rounds of a timing"""
     seconds: float = 0.1

@@ -30,7 +30,8 @@ def run(settings: Settings) -> list[Row]:
     ]
     peers.verify_counts(cells(quick=True)[0], names)
     for cell in cells(settings.quick):
-        rows += one_cell(cell, settings, names)
+        if not settings.cells or cell.name.startswith(settings.cells):
+            rows += one_cell(cell, settings, names)
     return rows
 
 
