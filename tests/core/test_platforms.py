@@ -50,3 +50,30 @@ def test_only_a_cpu_loops_over_the_small_system_of_a_step(solver):
         for platform in ("cpu", "cuda", "tpu")
     }
     assert loops == {"cpu": 2, "cuda": 1, "tpu": 1}
+
+
+@pytest.mark.parametrize("solver", [deqjax.Anderson(memory=5), deqjax.Broyden(memory=5)])
+def test_products_with_a_history_are_not_summed(solver):
+    """XLA makes the sum of some products of a pass over the history of its own, on a GPU."""
+
+    def solve(x):
+        return deqjax.fixed_point(jnp.tanh, jnp.zeros_like(x), solver=solver, batch_axis=0).z
+
+    equations = list(all_equations(jax.make_jaxpr(solve)(jnp.ones((3, 16))).jaxpr))
+    products = {(3, solver.memory), (3, solver.memory, 1)}
+    made = [e for e in equations if e.primitive.name == "dot_general"]
+    assert any(e.outvars[0].aval.shape in products for e in made)
+    sums = [e for e in equations if e.primitive.name.startswith("reduce")]
+    assert sums and not any(v.aval.shape in products for e in sums for v in e.invars)
+
+
+def all_equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
+            if is_jaxpr(inner):
+                yield from all_equations(getattr(inner, "jaxpr", inner))
+
+
+def is_jaxpr(value):
+    return hasattr(value, "eqns")
