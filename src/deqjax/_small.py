@@ -16,13 +16,20 @@ UNROLL = 16
 
 
 def replace_pair(
-    system: jax.Array, slot, row: jax.Array, column: jax.Array, b: jax.Array, square: jax.Array
+    system: jax.Array,
+    slot: jax.Array,
+    kept: jax.Array,
+    row: jax.Array,
+    column: jax.Array,
+    b: jax.Array,
+    square: jax.Array,
 ) -> jax.Array:
     """The system with another pair in `slot`.
 
     Args:
         system: [K | b | ‖s‖²], (batch, m, m + 2).
         slot: int32.
+        kept: (batch,), where the pair is kept; elsewhere the system stays as it is.
         row: (batch, m), the new row of K.
         column: (batch, m), the new column of K; the entry where they meet is the column's.
         b: (batch, m), the whole right-hand side.
@@ -30,9 +37,10 @@ def replace_pair(
     """
     rows, columns = (lax.iota(jnp.int32, n) for n in system.shape[1:])
     row = jnp.concatenate([row, row[:, :1], square[:, None]], axis=-1)
-    system = jnp.where((rows == slot)[:, None], row[:, None, :], system)
-    system = jnp.where(columns == slot, column[:, :, None], system)
-    return jnp.where(columns == columns.size - 2, b[:, :, None], system)
+    new = jnp.where((rows == slot)[:, None], row[:, None, :], system)
+    new = jnp.where(columns == slot, column[:, :, None], new)
+    new = jnp.where(columns == columns.size - 2, b[:, :, None], new)
+    return jnp.where(kept[:, None, None], new, system)
 
 
 def put(slot, column: jax.Array, a: jax.Array) -> jax.Array:

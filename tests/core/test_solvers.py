@@ -503,6 +503,35 @@ def test_resume_continues_with_the_history(solver):
     assert int(warm.state.age) == 16
 
 
+@pytest.mark.parametrize("history_dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("make", [deqjax.Anderson, deqjax.Broyden])
+def test_resume_after_a_solve_that_met_a_nan(make, history_dtype):
+    """What a sample learned before f returned NaN is kept, and nothing of the NaN."""
+    theta, x = tanh_parameters(6, radius=0.9)
+
+    def f(z, x, most):
+        y = jax.vmap(lambda z, x: tanh_cell(z, theta, x))(z, x)
+        return jnp.where(jnp.linalg.norm(z, axis=-1, keepdims=True) > most, jnp.nan, y)
+
+    call = functools.partial(
+        deqjax.fixed_point,
+        f,
+        jnp.zeros((3, 6)),
+        np.stack([x, 1.1 * x, 1.2 * x]),
+        solver=make(memory=3, history_dtype=history_dtype),
+        rtol=1e-5,
+        batch_axis=0,
+    )
+    never = jnp.full((3, 1), jnp.inf)
+    size = float(jnp.linalg.norm(call(never).z[1]))
+    failed = call(never.at[1].set(0.99 * size))
+    assert failed.stats.status[1] == deqjax.Status.NONFINITE
+    assert int(failed.stats.steps[1]) > 1
+    again = call(never, resume=failed.state)
+    assert bool(again.stats.converged.all())
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(again.state))
+
+
 def test_solvers_are_static_pytrees():
     for solver in (deqjax.Picard(), deqjax.Anderson(memory=3), deqjax.Broyden(memory=2)):
         assert jax.tree.leaves(solver) == []

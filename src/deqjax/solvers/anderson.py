@@ -43,6 +43,7 @@ class Anderson(Solver):
         ridge: λ, relative to the diagonal of the Gram matrix; None means 10 times the round-off of
             the arithmetic (1.2e-6 in float32, 2.2e-15 in float64).
         history_dtype: store ΔR and ΔY in this dtype, such as "bfloat16"; None means the state's.
+            float16 has too small a range for the differences of a small state.
     """
 
     memory: int = 5
@@ -94,15 +95,16 @@ class Anderson(Solver):
         exact = state.d_r.holds(r)
         d_r_r = state.system[..., -2] + row if exact else state.d_r.dots(new.residual)
         square, size = dot(d_r, d_r), new.norms[0]
+        kept = finite(active, size, after=(row, d_r_r))
         system = replace_pair(
             state.system,
             slot,
+            kept,
             row,
             column=put(slot, square, row),
             b=put(slot, dot(d_r, new.residual), d_r_r),
             square=square,
         )
-        kept = finite(active, size, after=(row, d_r_r))
         return Step(
             new.replacing(r, change, kept),
             AndersonState(

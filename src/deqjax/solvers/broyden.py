@@ -50,6 +50,7 @@ class Broyden(Solver):
             direction need not descend, and to insist on descent (Armijo) cuts steps so short that
             they teach nothing: on the project's set of test problems it solves fewer.
         history_dtype: store ΔZ and ΔF in this dtype, such as "bfloat16"; None means the state's.
+            float16 has too small a range for the differences of a small state.
     """
 
     memory: int = 10
@@ -109,16 +110,16 @@ class Broyden(Solver):
         # Where storing rounds, ΔZᵀg cannot be carried along: it takes a pass of its own.
         exact = state.d_z.holds(s)
         d_z_g = state.system[..., -2] + column if exact else state.d_z.dots(g)
-        square, turn = dot(s, s), dot(s, y)
+        kept = finite(active, size, after=(row, column, d_z_g))
         system = replace_pair(
             state.system,
             slot,
+            kept,
             row,
-            column=put(slot, turn, column),
+            column=put(slot, dot(s, y), column),
             b=put(slot, dot(s, g), d_z_g),
-            square=square,
+            square=dot(s, s),
         )
-        kept = finite(active, size, after=(row, column, d_z_g))
         d_z = state.d_z.push(s, slot, kept)
         # It waits for no product with y: it is written while they are taken.
         d_f = state.d_f.push(d_f, slot, finite(active, size, after=(row,)))
