@@ -269,6 +269,17 @@ def test_resume_keeps_broydens_inverse_jacobian():
     assert warm.stats.converged and int(warm.stats.steps) < int(cold.stats.steps)
 
 
+def test_resume_after_a_solve_that_met_a_nan():
+    cell = chandrasekhar()
+    options = dict(solver=broyden(stepsize=1.0), rtol=1e-8)
+    size = float(jnp.linalg.norm(deqjax.fixed_point(cell, jnp.ones(100), **options).z))
+    broken = lambda h: jnp.where(jnp.linalg.norm(h) > 0.99 * size, jnp.nan, cell(h))
+    failed = deqjax.fixed_point(broken, jnp.ones(100), **options)
+    assert status(failed) is Status.NONFINITE and int(failed.stats.steps) > 1
+    again = deqjax.fixed_point(cell, jnp.ones(100), resume=failed.state, **options)
+    assert status(again) is Status.CONVERGED
+
+
 def test_unrolled():
     want = tanh_gradient(THETA, Z_STAR, cotangent_of(Z_STAR))[0]
 

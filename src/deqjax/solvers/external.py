@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .._state import select
 from .base import Cell, Point, Solver, Step
 
 PyTree = Any
@@ -98,7 +99,9 @@ class External(Solver):
         new, f_evals = self.advance(_on_vectors(f, point.z), at)
         kept = jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), new.state, at.state)
         new_point = Point.of(_unvector(new.v, point.z), _unvector(new.fv, point.z))
-        return Step(new_point, _front(kept), f_evals)
+        # Where f is not finite the solve ends, and nothing of that is left for the next one.
+        kept = select(jnp.isfinite(new_point.norms[0]), _front(kept), state)
+        return Step(new_point, kept, f_evals)
 
 
 # ---------------------------------------------------------------------------------- jaxopt
