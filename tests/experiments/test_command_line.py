@@ -152,7 +152,13 @@ TRAINED = {
 }
 
 
-@pytest.mark.parametrize("model", TRAINED)
+# In every run of the tests: one model that solves (beside the test above) and one that does not.
+QUICK = ("deq-trellisnet", "lstm")
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(m, marks=[] if m in QUICK else [pytest.mark.slow]) for m in TRAINED]
+)
 def test_every_language_model_end_to_end(model, text, tmp_path, capsys):
     flags = ["--dataset", "text", "--data-dir", text, "--runs", tmp_path / "runs", *SMALL, *TINY]
     run(language_model, *flags, "--model", model, *TRAINED[model])
