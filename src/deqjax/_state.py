@@ -151,8 +151,9 @@ def _leaf_dot(x, y):
 def finite(active: jax.Array | None, *lengths: jax.Array, after: tuple = ()) -> jax.Array:
     """The active samples all of whose lengths, (batch,), are finite: what is to be pushed.
 
-    after: products with vectors of those lengths, (batch, m), that are to be taken before the push.
-    They are finite where the lengths are, whose squares are: one of each is looked at.
+    lengths: ‖v‖ or ‖v‖² of the vectors that are to be pushed, or of those that they differ by.
+    after: their products with a history, (batch, m), which are to be taken before the push. By
+    Cauchy and Schwarz they are finite where squared lengths are: one of each is looked at.
     """
     read = [product[:, 0] for product in after]
     good = jnp.isfinite(functools.reduce(jnp.add, [*lengths, *read]))

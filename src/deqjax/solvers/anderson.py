@@ -95,7 +95,7 @@ class Anderson(Solver):
         exact = state.d_r.holds(r)
         d_r_r = state.system[..., -2] + row if exact else state.d_r.dots(new.residual)
         square, size = dot(d_r, d_r), new.norms[0]
-        kept = finite(active, size, after=(row, d_r_r))
+        kept = finite(active, size, square, after=(row, d_r_r))
         system = replace_pair(
             state.system,
             slot,

@@ -110,7 +110,8 @@ class Broyden(Solver):
         # Where storing rounds, ΔZᵀg cannot be carried along: it takes a pass of its own.
         exact = state.d_z.holds(s)
         d_z_g = state.system[..., -2] + column if exact else state.d_z.dots(g)
-        kept = finite(active, size, after=(row, column, d_z_g))
+        square = dot(s, s)
+        kept = finite(active, size, square, after=(row, column, d_z_g))
         system = replace_pair(
             state.system,
             slot,
@@ -118,11 +119,11 @@ class Broyden(Solver):
             row,
             column=put(slot, dot(s, y), column),
             b=put(slot, dot(s, g), d_z_g),
-            square=dot(s, s),
+            square=square,
         )
         d_z = state.d_z.push(s, slot, kept)
         # It waits for no product with y: it is written while they are taken.
-        d_f = state.d_f.push(d_f, slot, finite(active, size, after=(row,)))
+        d_f = state.d_f.push(d_f, slot, finite(active, size, square, after=(row,)))
         return state._replace(d_z=d_z, d_f=d_f, system=system), kept
 
     def _prepared(self, state, k, round_off):
