@@ -23,6 +23,7 @@ def rows():
     return [measured_step.measure(replace(named(name), **SMALL), CONFIG) for name in NAMES]
 
 
+@pytest.mark.slow
 def test_a_step_is_run_and_counted(rows):
     deq, explicit = rows
     assert (deq.steps, deq.solver, deq.tokens) == (3, "anderson", 8)
@@ -33,6 +34,7 @@ def test_a_step_is_run_and_counted(rows):
         assert 3 < row.loss < 5  # about log 50
 
 
+@pytest.mark.slow
 def test_the_tables_set_an_equilibrium_beside_its_explicit_network(rows):
     kept = {"chip": {row.label: asdict(row) | {"said": "`command`"} for row in rows}}
     text = measured_step.markdown(json.loads(json.dumps(kept)))
