@@ -193,7 +193,7 @@ def _start(f, z0, solver, last: Solver, tol, trace, resume) -> tuple[_Carry, jax
     if trace:
         history = jnp.full((tol.max_steps + 1, *shape), jnp.nan, residual.dtype)
         history = history.at[0].set(residual)
-    finite = jnp.isfinite(residual)
+    finite = jnp.isfinite(residual + f_norm)
     done = solver.done(residual, f_norm, tol)
     status = jnp.where(
         finite, jnp.where(done, Status.CONVERGED, Status.RUNNING), Status.NONFINITE
@@ -231,9 +231,10 @@ def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
     step = solver.step(f, c.point, c.solver_state, rules.age + c.k, active if freeze else None)
     residual, f_norm = step.point.norms
 
-    better = active & (residual <= c.best.residual)
+    # Of both: every residual is small beside a length that has overflowed.
+    finite = jnp.isfinite(residual + f_norm)
+    better = active & finite & (residual <= c.best.residual)
     best = select(better, _Best(step.point.z, residual, f_norm), c.best)
-    finite = jnp.isfinite(residual)
     # The first best f_norm is the scale of the problem; later ones are of the same size.
     diverged = residual > DIVERGENCE * (c.best.residual + c.best.f_norm)
     # Only the best iterate may end the solve, so that what is returned is what met the test: where
@@ -264,8 +265,9 @@ def _finish(c: _Carry, age) -> Result:
     unfinished = c.status == Status.RUNNING
     status = jnp.where(unfinished, int(Status.MAX_STEPS), c.status).astype(jnp.int32)
     best = c.best
-    nonzero = best.residual / jnp.where(best.f_norm > 0, best.f_norm, 1)
-    relative = jnp.where((best.f_norm > 0) | (best.residual == 0), nonzero, jnp.inf)
+    known = (best.f_norm > 0) & (best.f_norm < jnp.inf)
+    nonzero = best.residual / jnp.where(known, best.f_norm, 1)
+    relative = jnp.where(known | (best.residual == 0), nonzero, jnp.inf)
     stats = Stats(
         status=status,
         converged=status == Status.CONVERGED,

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._closure import hoist, is_differentiable, varies_less, vary_like
+from ._closure import hoist, is_differentiable, varies_less, vary_like, vary_with
 from ._compaction import Restriction, take
 from ._driver import Result, Resume, Stage, run
 from ._solution import Stats
+from ._state import times, unit_size
 from .adjoints.base import Adjoint, Ending
 from .solvers.base import Solver
 
@@ -45,9 +46,11 @@ def equilibrium(
         # Before the cast below, whose transpose would be a sum over devices of zeros.
         z0 = lax.stop_gradient(z0)
     pure, inputs, out, collectives = hoist(f, z0)
-    if varies_less(z0, out):
-        z0 = vary_like(z0, out)
-        pure, inputs, out, collectives = hoist(f, z0)
+    # Inside `shard_map`, what steps a solve takes depends on all leaves: they vary together.
+    every_axis = vary_with(z0, (z0, out))
+    if varies_less(z0, every_axis) or varies_less(out, every_axis):
+        z0, given = every_axis, f
+        pure, inputs, out, collectives = hoist(lambda z: vary_with(given(z), z), z0)
     options: dict[str, Any] = dict(
         batched=batched, trace=trace, resume=resume, collectives=collectives
     )
@@ -95,6 +98,9 @@ def equilibrium(
     def backward(saved, cotangents):
         end, theta, other, probe, part_inputs = saved
         v = cotangents.z
+        if adjoint.any_size:
+            v, size = unit_size(v, collectives)
+            end = end._replace(size=size)
         transposed = _transposed(stages(every, part_inputs), end.z, v)
 
         def solve_adjoint(f, u0, solver):
@@ -102,7 +108,11 @@ def equilibrium(
             return result.z, result.stats
 
         theta_bar, stats = adjoint.pull_back(
-            lambda z, theta: cell(z, theta, other), theta, end, v, solve_adjoint
+            lambda z, theta: cell(z, theta, other),
+            theta,
+            end,
+            v,
+            solve_adjoint,
         )
         return theta_bar, None, None, None, _report(stats, probe), None
 
@@ -150,11 +160,16 @@ def _both_modes(cell, theta, other, z0, solver, adjoint, options) -> Result:
         _, jacobian = jax.linearize(lambda z: cell(z, theta, other), z)
 
         def linear_solve(matvec, b):
+            size = None
+            if adjoint.any_size:
+                b, size = unit_size(b, options["collectives"])
+
             def f(u):
                 return jax.tree.map(lambda u, au, b: u - au + b, u, matvec(u), b)
 
             rules = {k: options[k] for k in ("batched", "collectives")}
-            return run(f, b, adjoint.solver, **rules).z
+            u = run(f, b, adjoint.solver, **rules).z
+            return u if size is None else times(u, size)
 
         def matvec(u):
             return jax.tree.map(jnp.subtract, u, jacobian(u))

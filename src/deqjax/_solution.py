@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -41,8 +41,8 @@ _MESSAGES = {
         "a TPU, is the rounding of float32 products there: jax_default_matmul_precision='highest'"
     ),
     Status.NONFINITE: (
-        "f or the solver's step gave NaN or infinity: the best finite iterate seen is returned; "
-        "check the inputs, the parameters and the range of f"
+        "f or the solver's step gave NaN, infinity or numbers whose squares overflow: the best "
+        "finite iterate seen is returned; check the inputs, the parameters and the range of f"
     ),
     Status.DIVERGED: (
         "the residual diverged: the best iterate seen is returned; add damping, try 'anderson' or "
@@ -103,6 +103,10 @@ class Stats:
             residual=residual,
             rel_residual=residual / jnp.where(size > 0, size, 1),
         )
+
+    def times(self, size: jax.Array) -> Stats:
+        """The report of the same solve with everything `size` times as large."""
+        return replace(self, residual=self.residual * size)
 
 
 @jax.tree_util.register_dataclass

@@ -413,6 +413,54 @@ def a_collective_in_f_needs_an_agreed_stop():
     assert_close(z, 0.5 * np.sin(z) + x, 1e-4)
 
 
+def a_collective_couples_cotangents_of_any_size():
+    """Where f communicates, the adjoint equations of all devices are one, of one size."""
+    _, x = data()
+    weights = jnp.geomspace(1e-9, 1e3, BATCH)[:, None]
+
+    def local(weights, x):
+        f = lambda z, x: 0.5 * jnp.sin(z) + 0.3 * jax.lax.pmean(z, "data") + x
+        sol = lambda x: deqjax.fixed_point(
+            f, jnp.zeros_like(x), x, solver="picard", rtol=1e-12, max_steps=200
+        )
+        return jax.grad(lambda x: jnp.sum(weights * sol(x).z))(x)
+
+    def whole(weights, x):
+        rows = lambda z: jnp.mean(z.reshape(DEVICES, -1, N), axis=0)
+        f = lambda z, x: 0.5 * jnp.sin(z) + 0.3 * jnp.tile(rows(z), (DEVICES, 1)) + x
+        sol = lambda x: deqjax.fixed_point(
+            f, jnp.zeros_like(x), x, solver="picard", rtol=1e-12, max_steps=200
+        )
+        return jax.grad(lambda x: jnp.sum(weights * sol(x).z))(x)
+
+    mapped = jax.shard_map(local, mesh=mesh(), in_specs=(P("data"),) * 2, out_specs=P("data"))
+    assert_close(jax.jit(mapped)(weights, x), jax.jit(whole)(weights, x))
+
+
+def shard_map_leaves_of_different_types():
+    """One leaf of the state varies over devices by itself, the other because a solve ends by both;
+    f of the other is the same on all devices, or not even a function of the state."""
+    theta, x = data()
+    theta = theta["b"]
+
+    def total(theta, x, solver, constant):
+        def f(z):
+            b = theta if constant else 0.5 * jnp.sin(z["b"]) + theta
+            return {"a": 0.4 * jnp.tanh(z["a"] + theta) + x, "b": b}
+
+        z0 = {"a": jnp.zeros_like(x), "b": jnp.zeros_like(theta)}
+        z = deqjax.fixed_point(f, z0, solver=SOLVERS[solver], rtol=1e-10).z
+        return jnp.sum(jnp.sin(z["a"])) + jnp.sum(z["b"] ** 2)
+
+    for solver, constant in (("anderson", False), ("picard", True)):
+        gradient = jax.grad(lambda t, x, s=solver, c=constant: total(t, x, s, c), (0, 1))
+        specs = P(), P("data")
+        mapped = jax.shard_map(gradient, mesh=mesh(), in_specs=specs, out_specs=specs)
+        parts = jax.vmap(gradient, (None, 0))(theta, x.reshape(DEVICES, -1, N))
+        want = parts[0].sum(axis=0), parts[1].reshape(x.shape)
+        assert_close(jax.jit(mapped)(theta, x), want)
+
+
 # ------------------------------------------------------------------------------- other ways
 
 
@@ -546,6 +594,8 @@ PROGRAMS = (
     no_collective_in_the_loops,
     a_collective_in_f_is_found_in_the_loop,
     a_collective_in_f_needs_an_agreed_stop,
+    a_collective_couples_cotangents_of_any_size,
+    shard_map_leaves_of_different_types,
     named_sharding,
     named_sharding_of_other_solvers,
     pmap,

@@ -10,6 +10,7 @@ import jax
 from jax import lax
 
 from .._solution import Stats
+from .._state import times
 from ..solvers.base import Solver
 
 PyTree = Any
@@ -22,11 +23,13 @@ class Ending(NamedTuple):
         z: the solution, leaves (batch, ...).
         state: the solver's own state at the end; None unless the adjoint sets `keeps_state`.
         steps: how many steps made that state, earlier solves included, (batch,); None like `state`.
+        size: what v was divided by, a scalar; None if it is as it came. See `Adjoint.any_size`.
     """
 
     z: PyTree
     state: PyTree = None
     steps: jax.Array | None = None
+    size: jax.Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,12 @@ class Adjoint:
         """Whether the adjoint's own solver evaluates f on parts of the batch."""
         return False
 
+    @property
+    def any_size(self) -> bool:
+        """Whether v may be given with entries of about 1, for u to be multiplied by their real
+        size: as u is linear in v, and squares of small or large numbers vanish or overflow."""
+        return True
+
     def batch_sizes(self, batch: int) -> tuple[int, ...]:
         """The sizes of those parts."""
         return ()
@@ -92,6 +101,8 @@ class Adjoint:
         """
         _, pull = jax.vjp(lambda z: cell(z, theta), end.z)
         u, stats = self.cotangent(lambda u: pull(u)[0], v, solve, end)
+        if end.size is not None:
+            u, stats = times(u, end.size), stats.times(end.size)
         _, pull_theta = jax.vjp(lambda theta: cell(end.z, theta), theta)
         return pull_theta(u)[0], stats
 

@@ -57,11 +57,15 @@ class Reversible(Adjoint):
 
     name = "reversible"
     keeps_state = True
-
     def __post_init__(self):
         check_fraction("damping", self.damping)
         if self.damping == 1:
             raise ValueError("damping must be in (0, 1): with 1 a step cannot be undone")
+
+    @property
+    def any_size(self):
+        """No norm steers the way back."""
+        return False
 
     def forward_solver(self, solver):
         if isinstance(solver, Coupled):
