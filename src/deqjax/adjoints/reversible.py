@@ -57,6 +57,7 @@ class Reversible(Adjoint):
 
     name = "reversible"
     keeps_state = True
+
     def __post_init__(self):
         check_fraction("damping", self.damping)
         if self.damping == 1:
