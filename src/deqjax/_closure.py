@@ -69,7 +69,19 @@ def loop_carry(body: Callable[[PyTree], PyTree], carry: PyTree) -> PyTree:
     # Elsewhere nothing varies, and tracing the body once more takes time.
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return carry
-    return vary_like(carry, jax.eval_shape(body, carry))
+    # Not `eval_shape`, whose results have no type where only some axes of the mesh are manual.
+    avals = jax.make_jaxpr(body)(carry).out_avals
+    return vary_like(carry, jax.tree.unflatten(jax.tree.structure(carry), avals))
+
+
+def laid_out_like(z: PyTree, target: PyTree) -> PyTree:
+    """Under an explicit mesh: z, spread over devices as the type of `target` says."""
+
+    def leaf(x, t):
+        wanted = _aval(t).sharding
+        return x if _aval(x).sharding.spec == wanted.spec else jax.sharding.reshard(x, wanted)
+
+    return jax.tree.map(leaf, z, target)
 
 
 def vary_with(theta: PyTree, z: PyTree) -> PyTree:
@@ -91,6 +103,18 @@ def _cast_varying(x, axes: frozenset):
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
+def spread_otherwise(z: PyTree, target: PyTree) -> bool:
+    """Whether any leaves of the two differ in their types as to devices."""
+
+    def spread(x):
+        return _varying(x), _aval(x).sharding.spec
+
+    return [*map(spread, jax.tree.leaves(z))] != [*map(spread, jax.tree.leaves(target))]
+
+
 def _varying(x) -> frozenset:
-    aval = x if isinstance(x, ShapedArray) else jax.typeof(x)
-    return frozenset(aval.manual_axis_type.varying)
+    return frozenset(_aval(x).manual_axis_type.varying)
+
+
+def _aval(x) -> ShapedArray:
+    return x if isinstance(x, ShapedArray) else jax.typeof(x)

@@ -191,7 +191,7 @@ def _start(f, z0, solver, last: Solver, tol, trace, resume) -> tuple[_Carry, jax
     shape = residual.shape
     history = None
     if trace:
-        history = jnp.full((tol.max_steps + 1, *shape), jnp.nan, residual.dtype)
+        history = jnp.broadcast_to(jnp.full_like(residual, jnp.nan), (tol.max_steps + 1, *shape))
         history = history.at[0].set(residual)
     finite = jnp.isfinite(residual + f_norm)
     done = solver.done(residual, f_norm, tol)

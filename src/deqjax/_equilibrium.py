@@ -14,7 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._closure import hoist, is_differentiable, varies_less, vary_like, vary_with
+from ._closure import (
+    hoist,
+    is_differentiable,
+    laid_out_like,
+    spread_otherwise,
+    vary_like,
+    vary_with,
+)
 from ._compaction import Restriction, take
 from ._driver import Result, Resume, Stage, run
 from ._solution import Stats
@@ -46,11 +53,12 @@ def equilibrium(
         # Before the cast below, whose transpose would be a sum over devices of zeros.
         z0 = lax.stop_gradient(z0)
     pure, inputs, out, collectives = hoist(f, z0)
-    # Inside `shard_map`, what steps a solve takes depends on all leaves: they vary together.
-    every_axis = vary_with(z0, (z0, out))
-    if varies_less(z0, every_axis) or varies_less(out, every_axis):
-        z0, given = every_axis, f
-        pure, inputs, out, collectives = hoist(lambda z: vary_with(given(z), z), z0)
+    # A loop's carry has one type. Inside `shard_map`, what steps a solve takes depends on all
+    # leaves: they vary together.
+    typed = vary_with(laid_out_like(z0, out), (z0, out))
+    if spread_otherwise(z0, typed) or spread_otherwise(out, typed):
+        z0, given = typed, f
+        pure, inputs, _, collectives = hoist(lambda z: laid_out_like(vary_with(given(z), z), z), z0)
     options: dict[str, Any] = dict(
         batched=batched, trace=trace, resume=resume, collectives=collectives
     )

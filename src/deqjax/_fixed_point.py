@@ -246,12 +246,13 @@ def _first_guess(solver: Solver, z0: PyTree) -> PyTree:
 
 def _restriction(f: Callable, z0: PyTree, args: tuple, axis: int) -> Restriction:
     """f on a part of the batch: the same function of fewer rows."""
-    if any(map(is_sharded, jax.tree.leaves(z0))):
+    carries_batch = batched_args(f, z0, args, axis)
+    rows = [x for x, b in zip(jax.tree.leaves(args), carries_batch, strict=True) if b]
+    if any(map(is_sharded, jax.tree.leaves((z0, rows)))):
         raise ValueError(
-            "Compacted() gathers samples, which an explicitly sharded state does not allow: run it "
+            "Compacted() gathers samples, which explicitly sharded ones do not allow: run it "
             "inside shard_map, or use the solver without Compacted()"
         )
-    carries_batch = batched_args(f, z0, args, axis)
 
     def prepare(index):
         leaves, treedef = jax.tree.flatten(args)

@@ -554,6 +554,51 @@ def explicit_sharding_compacted():
         assert "Compacted" in str(error), error
 
 
+def explicit_sharding_follows_f():
+    """z0 lies on all devices and f(z0) is spread over them; with a trace."""
+    theta, x = data()
+    want = single(theta, x)
+    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Explicit,))
+
+    def loss(theta, x, solver):
+        sol = deqjax.fixed_point(
+            *(cell, jnp.zeros((BATCH, N)), theta, x),
+            **dict(solver=solver, batch_axis=0, rtol=1e-10, max_steps=200, trace=True),
+        )
+        return jnp.sum(jnp.sin(sol.z) * jnp.arange(1.0, N + 1)), sol
+
+    with jax.set_mesh(mesh):
+        x = jax.device_put(x, NamedSharding(mesh, P("data")))
+        step = jax.jit(
+            jax.value_and_grad(lambda t, x: loss(t, x, SOLVERS["anderson"]), (0, 1), has_aux=True)
+        )
+        (value, sol), grads = step(theta, x)
+        assert jax.typeof(sol.z).sharding.spec[0] == "data"
+        assert_close((value, grads), want)
+        steps = np.arange(BATCH), np.asarray(sol.stats.steps)
+        assert_close(np.asarray(sol.stats.trace)[steps[1], steps[0]], sol.stats.residual)
+        try:
+            loss(theta, x, OTHERS["compacted"])
+        except ValueError as error:
+            assert "explicitly sharded" in str(error), error
+
+
+def shard_map_over_some_axes():
+    """The other axes of the mesh stay the compiler's."""
+    theta, x = data()
+    want = single(theta, x)
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+    def total(theta, x):
+        local = lambda theta, x: jax.lax.psum(loss(theta, x)[0], "data")
+        specs = P(), P("data")
+        mapped = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(), axis_names={"data"})
+        return mapped(theta, x)
+
+    split = jax.tree.map(lambda a: jax.device_put(a, NamedSharding(mesh, P("model"))), theta)
+    assert_close(jax.jit(jax.value_and_grad(total, (0, 1)))(split, x), want)
+
+
 def explicit_one_equation():
     """One equation whose own axes are spread over devices: every product is summed over them."""
     x = np.random.default_rng(1).normal(size=(BATCH, 4, 4))
@@ -604,6 +649,8 @@ PROGRAMS = (
     explicit_sharding_broyden,
     explicit_sharding_newton_krylov,
     explicit_sharding_compacted,
+    explicit_sharding_follows_f,
+    shard_map_over_some_axes,
     explicit_one_equation,
 )
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import deqjax
 from deqjax import Status
@@ -233,6 +234,14 @@ def test_pytrees_of_mixed_dtypes():
     sol = solve(broyden(), z0=z0, cell=cell)
     assert status(sol) is Status.CONVERGED
     assert relative(sol.z, {"a": Z_STAR[:4], "b": Z_STAR[4:]}) < 1e-4
+
+
+def test_an_explicitly_sharded_state_is_refused():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        x = jax.device_put(jnp.ones((4, 3)), NamedSharding(mesh, PartitionSpec("data")))
+        with pytest.raises(ValueError, match="explicitly sharded"):
+            deqjax.fixed_point(lambda z: 0.5 * z + x, x, solver=JAXOPT["picard"]())
 
 
 def test_vmap_is_the_way_to_batches():

@@ -9,7 +9,7 @@ QUICK = [
     "shard_map_values shard_map_probe shard_map_gradients",
     "shard_map_approximate_adjoints shard_map_closures shard_map_second_derivative",
     "no_collective_in_the_loops a_collective_in_f_is_found_in_the_loop shard_map_compacted "
-    "shard_map_leaves_of_different_types",
+    "shard_map_leaves_of_different_types explicit_sharding_follows_f shard_map_over_some_axes",
     "named_sharding pmap explicit_sharding explicit_sharding_broyden explicit_sharding_compacted",
 ]
 SLOW = [

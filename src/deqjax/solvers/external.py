@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._state import select
+from .._state import is_sharded, select
 from .base import Cell, Point, Solver, Step
 
 PyTree = Any
@@ -414,6 +414,11 @@ def _check_single(z: PyTree, name: str) -> None:
         )
     if any(jnp.iscomplexobj(x) for x in leaves):
         raise TypeError(f"{name} is run on real states: split z into real and imaginary parts")
+    if any(map(is_sharded, leaves)):
+        raise ValueError(
+            f"{name} takes the state as one vector, which an explicitly sharded state cannot be: "
+            "use a solver of deqjax"
+        )
 
 
 def _vector(z: PyTree) -> jax.Array:
