@@ -116,11 +116,7 @@ def equilibrium(
             return result.z, result.stats
 
         theta_bar, stats = adjoint.pull_back(
-            lambda z, theta: cell(z, theta, other),
-            theta,
-            end,
-            v,
-            solve_adjoint,
+            lambda z, theta: cell(z, theta, other), theta, end, v, solve_adjoint
         )
         return theta_bar, None, None, None, _report(stats, probe), None
 

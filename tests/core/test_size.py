@@ -1,11 +1,15 @@
 """Numbers whose squares vanish or overflow, in float32: 1e-15 and 1e20 are numbers like others."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import deqjax
+from deqjax._solution import Stats
+from deqjax._state import norm
 from deqjax.solvers.base import Cell, Point
 
 from .cells import SMALL, relative, tanh_cell, tanh_parameters
@@ -140,3 +144,32 @@ def test_a_pair_whose_length_overflows_is_not_kept():
     np.testing.assert_array_equal(after.d_f.values[0], before.d_f.values[0])
     np.testing.assert_array_equal(after.system[0], before.system[0])
     assert np.all(after.d_z.values[1, 1] == 1) and after.system[1, 1, -1] == 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubled(deqjax.Adjoint):
+    """u = 2 v, by the shared way to θ."""
+
+    def cotangent(self, pull, v, solve, end):
+        u = jax.tree.map(lambda x: 2 * x, v)
+        return u, Stats.unsolved(0, norm(v), norm(u))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoubledElsewhere(Doubled):
+    """The same by a way of its own, which knows nothing of sizes."""
+
+    def pull_back(self, cell, theta, end, v, solve):
+        u, stats = self.cotangent(None, v, solve, end)
+        return jax.vjp(lambda theta: cell(end.z, theta), theta)[1](u)[0], stats
+
+
+@pytest.mark.parametrize("adjoint", [Doubled(), DoubledElsewhere()])
+def test_an_adjoint_of_ones_own_sees_any_size_or_the_real_one(adjoint):
+    theta, x = single()
+    *want, _ = gradient(1.0, theta, x, "jfb")
+    for scale in (1.0, SIZES[0]):
+        *got, report = gradient(scale, theta, x, adjoint)
+        scaled = jax.tree.map(lambda g, s=scale: np.asarray(g, np.float64) / s / 2, got)
+        assert relative(scaled, want) < 1e-6
+    assert float(report.residual) < 1e-20

@@ -76,8 +76,9 @@ class Adjoint:
     @property
     def any_size(self) -> bool:
         """Whether v may be given with entries of about 1, for u to be multiplied by their real
-        size: as u is linear in v, and squares of small or large numbers vanish or overflow."""
-        return True
+        size: as u is linear in v, and squares of small or large numbers vanish or overflow. Only
+        the `pull_back` below does that."""
+        return type(self).pull_back is Adjoint.pull_back
 
     def batch_sizes(self, batch: int) -> tuple[int, ...]:
         """The sizes of those parts."""

@@ -68,7 +68,8 @@ class Implicit(Adjoint):
     @property
     def any_size(self):
         """Not where a tolerance is absolute."""
-        return isinstance(self.solver, Solver) and self.solver.atol == 0
+        absolute = isinstance(self.solver, Solver) and self.solver.atol != 0
+        return super().any_size and not absolute
 
     def batch_sizes(self, batch):
         return self.solver.batch_sizes(batch) if isinstance(self.solver, Solver) else ()

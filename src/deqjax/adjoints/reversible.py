@@ -63,11 +63,6 @@ class Reversible(Adjoint):
         if self.damping == 1:
             raise ValueError("damping must be in (0, 1): with 1 a step cannot be undone")
 
-    @property
-    def any_size(self):
-        """No norm steers the way back."""
-        return False
-
     def forward_solver(self, solver):
         if isinstance(solver, Coupled):
             return solver
