@@ -28,7 +28,11 @@ def solution(theta, x, **options):
     return deqjax.fixed_point(tanh_cell, jnp.zeros_like(x), theta, x, **options).z
 
 
-@pytest.mark.parametrize("solver", [*SMALL.values(), deqjax.NewtonKrylov()], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "solver",
+    [*SMALL.values(), pytest.param(deqjax.NewtonKrylov(), marks=pytest.mark.slow)],
+    ids=lambda s: s.name,
+)
 def test_jacobian_both_ways(solver):
     theta, x = tanh_parameters(N)
     dense = np.linalg.inv(np.eye(N) - tanh_jacobian(tanh_solution(theta, x), theta))

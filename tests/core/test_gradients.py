@@ -361,7 +361,16 @@ def test_the_adjoint_takes_over_the_forward_tolerances():
 
 
 @pytest.mark.parametrize("tolerances", [dict(rtol=1e-6, atol=1e-3), dict(rtol=0.0, atol=1e-6)])
-@pytest.mark.parametrize("adjoint_solver", [None, "broyden", deqjax.Compacted("anderson")])
+@pytest.mark.parametrize(
+    "adjoint_solver",
+    [
+        None,
+        *(
+            pytest.param(s, marks=pytest.mark.slow)
+            for s in ("broyden", deqjax.Compacted("anderson"))
+        ),
+    ],
+)
 def test_the_gradient_of_a_small_loss_is_as_good_as_of_a_large_one(tolerances, adjoint_solver):
     """The adjoint equation is linear: an absolute tolerance on z says nothing about its solution,
     and must not take a small cotangent for a solved equation."""

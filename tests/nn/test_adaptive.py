@@ -193,6 +193,7 @@ def test_mapped_and_linearised():
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_of_gradients():
     """The gradient is written by hand; that of it is JAX's."""
     softmax, (h, targets) = softmax_of("divided"), every_target()
@@ -312,6 +313,7 @@ def test_bfloat16_is_computed_in_float32():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("h_dtype, dtype", [("float64", "float32"), ("bfloat16", "float64")])
 def test_dtypes_may_differ(h_dtype, dtype):
     softmax, (h, targets) = softmax_of("divided"), every_target()

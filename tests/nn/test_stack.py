@@ -68,6 +68,7 @@ def test_causal(build, norm):
     assert np.all(np.abs(gradient[:, :3]).max(axis=(0, 2)) > 0)
 
 
+@pytest.mark.slow
 def test_checkpoints_change_no_value_and_no_gradient():
     def loss_and_grad(checkpoint):
         model = explicit(3, memory=MEMORY, checkpoint=checkpoint, dropout=0.2)
@@ -135,7 +136,7 @@ def test_checkpoints_are_asked_for(checkpoint, times):
     assert sum(eqn.primitive.name in ("checkpoint", "remat2") for eqn in jaxpr.eqns) == times
 
 
-@pytest.mark.parametrize("build", [explicit, deep])
+@pytest.mark.parametrize("build", [explicit, pytest.param(deep, marks=pytest.mark.slow)])
 def test_the_memory_of_a_stack_is_what_entered_its_cells(build):
     """A segment after a memory that reaches back far enough gives what the whole text gives."""
     model = build(2, memory=MEMORY)

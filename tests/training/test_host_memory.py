@@ -31,7 +31,7 @@ def faults():
     f(x).block_until_ready()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-counts = [faults() for _ in range(11)]
+counts = [faults() for _ in range(25)]
 size = f.lower(x).compile().memory_analysis().temp_size_in_bytes
 print(kept, size, round(statistics.median(counts)), sum(counts))
 """

@@ -38,6 +38,7 @@ def test_a_run_goes_back_to_the_last_good_checkpoint_and_says_so(tmp_path, capfd
     assert np.isfinite(rows[-1]["loss"])
 
 
+@pytest.mark.slow
 def test_a_few_skipped_steps_are_only_counted(tmp_path, capfd):
     run = train(tmp_path, range(5, 8))
     assert run.result["skipped_steps"] == 3
