@@ -16,7 +16,7 @@ import pytest
 
 
 def pytest_configure(config):
-    # Tracing makes many objects and little garbage: looking for it took an eighth of the time.
+    # Tracing makes many objects and little garbage, and looking for it takes time.
     gc.set_threshold(200_000, 20, 100)
     if not hasattr(config, "workerinput"):  # the process that starts the workers
         config.compilation_cache = tempfile.mkdtemp(prefix="deqjax-tests-")

@@ -581,6 +581,8 @@ def explicit_sharding_follows_f():
             loss(theta, x, OTHERS["compacted"])
         except ValueError as error:
             assert "explicitly sharded" in str(error), error
+        else:
+            raise AssertionError("Compacted gathers samples across an explicit mesh")
 
 
 def shard_map_over_some_axes():
