@@ -4,6 +4,7 @@ from . import diagnostics as diagnostics
 from . import regularization as regularization
 from ._fixed_point import adjoint_probe as adjoint_probe
 from ._fixed_point import fixed_point as fixed_point
+from ._fixed_point import implicit_function as implicit_function
 from ._fixed_point import root_find as root_find
 from ._solution import Solution as Solution
 from ._solution import SolveError as SolveError

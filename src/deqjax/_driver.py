@@ -17,9 +17,11 @@ from jax import lax
 
 from ._closure import loop_carry
 from ._compaction import put, take
+from ._measure import Measure, Tolerances, power_of_two, unit_of
+from ._root import Root, measured
 from ._solution import Stats, Status
-from ._state import select
-from .solvers.base import Cell, Point, Solver, Tolerances
+from ._state import dot, largest, safe_norm, select
+from .solvers.base import Cell, Point, Solver
 
 PyTree = Any
 
@@ -36,16 +38,21 @@ class Result(NamedTuple):
 
 
 class Resume(NamedTuple):
-    """The solver's state and how many steps made it."""
+    """The solver's state, how many steps made it, in which unit, and which one led to the best
+    iterate of the last solve (both (batch,))."""
 
     solver_state: PyTree
     age: jax.Array
+    unit: jax.Array
+    best_step: jax.Array
 
 
 class _Best(NamedTuple):
     z: PyTree
     residual: jax.Array
     f_norm: jax.Array
+    step: jax.Array
+    leaves: jax.Array | None
 
 
 class _Carry(NamedTuple):
@@ -53,6 +60,7 @@ class _Carry(NamedTuple):
     point: Point
     solver_state: PyTree
     best: _Best
+    measure: Measure
     status: jax.Array
     steps: jax.Array
     f_evals: jax.Array
@@ -70,6 +78,8 @@ def run(
     loop: Callable | None = None,
     collectives: tuple = (),
     stages: Sequence[Stage] = (),
+    root: Root | None = None,
+    yardstick: PyTree = None,
 ) -> Result:
     """Solve z = f(z) from z0.
 
@@ -86,19 +96,29 @@ def run(
             the same number of steps, or they would wait for each other for ever: they go on until
             the last one is done, and those that are done stay frozen.
         stages: smaller batches for the unfinished samples, one after the other.
+        root: f is g, and g(z) = 0 is solved. See `deqjax._root`.
+        yardstick: v of a linear equation, leaves (batch, ...): residuals are compared with ‖v‖.
     """
     tol = solver.tolerances(z0)
     phases = solver.phases()
-    carry, age = _start(f, z0, solver, phases[-1][0], tol, trace, resume)
+    cell = Cell(f, collectives, tol=tol)
+    carry, age = _start(cell, z0, solver, phases[-1][0], trace, resume, root, yardstick)
     rules = _Rules(solver, tol, age, freeze=batched or bool(collectives), loop=loop)
-    cell = Cell(f, collectives)
     *first, (last, _) = phases
     for phase, steps in first:
         carry = _phase(cell, carry, phase, rules, steps or tol.max_steps)
-    carry = _stages(cell, carry, last, rules, stages)
-    if stages:
-        carry = _checked(f, carry, rules)
-    return _finish(carry, age)
+    if root is not None and not stages and loop is None:
+        carry = _until_it_holds(cell, carry, last, rules)
+    else:
+        carry = _stages(cell, carry, last, rules, stages)
+        if root is not None:
+            carry = _remeasured(cell, carry, rules, Status.INCONSISTENT)
+    if stages or (batched and solver.has_inner_loops):
+        carry = _checked(replace(cell, measure=carry.measure), carry, rules)
+    elif batched:
+        # The last step has evaluated all rows, the finished ones too.
+        carry = _held(carry, carry.point.norms, rules)
+    return _finish(carry, rules)
 
 
 class Stage(NamedTuple):
@@ -175,39 +195,122 @@ def _put(c: _Carry, index, part: _Carry) -> _Carry:
     return put(bare[0], index, bare[1])._replace(k=part.k, trace=trace)
 
 
-def _checked(f, c: _Carry, rules: _Rules) -> _Carry:
+def _until_it_holds(cell: Cell, carry: _Carry, solver: Solver, rules: _Rules) -> _Carry:
+    """Solve, measure the yardstick of the root where the solve has ended, and go on if that is
+    smaller than the one that it was ended by."""
+
+    def body(c):
+        return _remeasured(cell, _loop(cell, c, solver, rules), rules, Status.RUNNING)
+
+    def running(c):
+        return (c.k < rules.tol.max_steps) & cell.anywhere(c.status == Status.RUNNING)
+
+    if rules.tol.max_steps == 0:
+        return carry
+    return lax.while_loop(running, body, loop_carry(body, carry))
+
+
+def _remeasured(cell: Cell, c: _Carry, rules: _Rules, otherwise: Status) -> _Carry:
+    """Roots by the yardstick of where they are; what does not meet it is `otherwise`."""
+    found = (c.status == Status.CONVERGED) & (c.steps > 0)
+    given = measured(cell.call, c.best.z, c.measure)
+    given = jnp.where(found, jnp.minimum(c.measure.given, given), c.measure.given)  # type: ignore[arg-type]
+    measure = c.measure._replace(given=given)
+    holds = _meets(measure, c.best.residual, given, rules)
+    status = jnp.where(found & ~holds, int(otherwise), c.status).astype(jnp.int32)
+    best = c.best._replace(f_norm=given)
+    f_evals = c.f_evals + 2 * found
+    return c._replace(measure=measure, best=best, status=status, f_evals=f_evals)
+
+
+def _checked(f: Cell, c: _Carry, rules: _Rules) -> _Carry:
     """What was solved in parts must hold on the whole batch."""
-    best = _Best(c.best.z, *Point.of(c.best.z, f(c.best.z)).norms)
+    c = _held(c, f.point(c.best.z, f.call(c.best.z)).norms, rules)
+    return c._replace(f_evals=c.f_evals + 1)
+
+
+def _held(c: _Carry, norms: tuple[jax.Array, jax.Array], rules: _Rules) -> _Carry:
+    """Finished samples by the norms that the whole batch has given at their solutions: what is
+    reported holds for what is returned."""
+    residual, f_norm = norms
+    ended = c.status == Status.CONVERGED
     # Other matrix shapes round differently: within twice the tolerance is the same answer.
-    same = rules.solver.done(0.5 * best.residual, best.f_norm, rules.tol)
-    wrong = (c.status == Status.CONVERGED) & ~same
-    status = jnp.where(wrong, int(Status.INCONSISTENT), c.status).astype(jnp.int32)
-    return c._replace(best=best, status=status, f_evals=c.f_evals + 1)
+    holds = _meets(c.measure, 0.5 * residual, f_norm, rules)
+    status = jnp.where(ended & ~holds, int(Status.INCONSISTENT), c.status).astype(jnp.int32)
+    best = c.best._replace(
+        residual=jnp.where(ended, residual, c.best.residual),
+        f_norm=jnp.where(ended, f_norm, c.best.f_norm),
+    )
+    return c._replace(best=best, status=status)
 
 
-def _start(f, z0, solver, last: Solver, tol, trace, resume) -> tuple[_Carry, jax.Array]:
-    point = Point.of(z0, f(z0))
+def _meets(measure: Measure, residual: jax.Array, f_norm: jax.Array, rules: _Rules) -> jax.Array:
+    yardstick, tol = measure.limit(f_norm, rules.tol)
+    return rules.solver.done(residual, yardstick, tol)
+
+
+def _start(
+    f: Cell, z0, solver, last: Solver, trace, resume, root: Root | None, yardstick
+) -> tuple[_Carry, jax.Array]:
+    tol, value = f.tol, f.call(z0)
+    if resume is not None:
+        unit = resume.unit
+    elif root is not None:
+        unit = power_of_two(jnp.maximum(root.size, root.slope * largest(value)))
+    elif yardstick is not None:
+        unit = unit_of(yardstick, linear=True)
+    else:
+        unit = unit_of(z0, value)
+    measure = Measure(unit, jnp.ones_like(unit))
+    if root is not None:
+        size = jnp.where(root.size < jnp.inf, root.size, 0) / unit
+        measure = Measure(unit, size, size, root.slope)
+    elif yardstick is not None:
+        size = safe_norm(yardstick) / unit
+        measure = Measure(unit, size, size)
+    point = replace(f, measure=measure).point(z0, value)
     residual, f_norm = point.norms
+    if yardstick is None:
+        size = jnp.maximum(f_norm, residual)
+        measure = measure._replace(size=size)
+    if root is not None:
+        measure, f_norm = measure._replace(given=size), size
+        point = point._replace(norms=(residual, size))
     shape = residual.shape
     history = None
     if trace:
         history = jnp.broadcast_to(jnp.full_like(residual, jnp.nan), (tol.max_steps + 1, *shape))
         history = history.at[0].set(residual)
     finite = jnp.isfinite(residual + f_norm)
-    done = solver.done(residual, f_norm, tol)
+    done = solver.done(residual, *measure.limit(f_norm, tol))
     status = jnp.where(
         finite, jnp.where(done, Status.CONVERGED, Status.RUNNING), Status.NONFINITE
     ).astype(jnp.int32)
+    k = jnp.zeros((), jnp.int32)
+    age = k if resume is None else resume.age
     if resume is None:
         state = last.init(point, tol.max_steps)
     else:
         mine = jax.eval_shape(lambda: last.init(point, tol.max_steps))
-        state = last.resume(_like_mine(resume.solver_state, mine), point, resume.age)
+        state = last.resume(_like_mine(resume.solver_state, mine), point, age)
     zero = jnp.zeros_like(status)
-    best = _Best(z0, residual, f_norm)
-    k = jnp.zeros((), jnp.int32)
-    carry = _Carry(k, point, state, best, status, zero, zero + 1, history)
-    return carry, k if resume is None else resume.age
+    best = _Best(z0, residual, f_norm, zero + age, _by_leaf(point, unit))
+    evals = zero + (1 if root is None else 1 + root.f_evals)
+    carry = _Carry(k, point, state, best, measure, status, zero, evals, history)
+    return carry, age
+
+
+def _by_leaf(point: Point, unit: jax.Array) -> jax.Array | None:
+    """The relative residual of each leaf, (batch, leaves)."""
+    residuals, values = jax.tree.leaves(point.residual), jax.tree.leaves(point.fz)
+    if len(values) == 1:
+        return None
+
+    def squares(leaves):
+        return jnp.stack([dot(x, x) for x in lax.stop_gradient(leaves)], axis=1)
+
+    residual, size = jnp.sqrt(squares(residuals)) * unit[:, None], jnp.sqrt(squares(values))
+    return residual / jnp.where(size > 0, size, 1)
 
 
 def _like_mine(given: PyTree, mine: PyTree) -> PyTree:
@@ -227,20 +330,29 @@ def _like_mine(given: PyTree, mine: PyTree) -> PyTree:
 def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
     active = c.status == Status.RUNNING
     freeze = rules.freeze
-    f = replace(f, frozen=(c.point.z, active))
+    f = replace(f, frozen=(c.point.z, active), measure=c.measure)
     step = solver.step(f, c.point, c.solver_state, rules.age + c.k, active if freeze else None)
     residual, f_norm = step.point.norms
 
     # Of both: every residual is small beside a length that has overflowed.
     finite = jnp.isfinite(residual + f_norm)
-    better = active & finite & (residual <= c.best.residual)
-    best = select(better, _Best(step.point.z, residual, f_norm), c.best)
+    going = active & finite
+    measure, tol = c.measure, rules.tol
+    resolved = measure.resolved(residual, f_norm, tol)
+    done = going & _meets(measure, resolved, f_norm, rules)
+    # What meets the test ends the solve, even where z0 was near an unstable equilibrium and had a
+    # smaller residual beside its smaller f(z).
+    inflated = f_norm > tol.reach * measure.size
+    improved = (resolved < c.best.residual) | (~inflated & (resolved == c.best.residual))
+    better = done | (going & improved)
+    taken = jnp.zeros_like(c.steps) + rules.age + c.k + 1
+    seen = _Best(step.point.z, resolved, f_norm, taken, _by_leaf(step.point, measure.unit))
+    best = select(better, seen, c.best)
     # The first best f_norm is the scale of the problem; later ones are of the same size.
     diverged = residual > DIVERGENCE * (c.best.residual + c.best.f_norm)
-    # Only the best iterate may end the solve, so that what is returned is what met the test: where
-    # ‖f(z)‖ has grown, a worse one could meet it first.
-    done = better & rules.solver.done(residual, f_norm, rules.tol)
-    ended = jnp.where(done, Status.CONVERGED, jnp.where(diverged, Status.DIVERGED, Status.RUNNING))
+    ended = jnp.where(diverged, Status.DIVERGED, Status.RUNNING)
+    ended = jnp.where(measure.lost(f_norm, tol), Status.UNBOUNDED, ended)
+    ended = jnp.where(done, Status.CONVERGED, ended)
     ended = jnp.where(finite, ended, Status.NONFINITE).astype(jnp.int32)
 
     point, solver_state = step.point, step.state
@@ -254,6 +366,7 @@ def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
         point=point,
         solver_state=solver_state,
         best=best,
+        measure=measure.seen(jnp.where(active, residual, 0), f_norm, tol),
         status=jnp.where(active, ended, c.status),
         steps=c.steps + active,
         f_evals=c.f_evals + jnp.where(active, step.f_evals, 0).astype(jnp.int32),
@@ -261,20 +374,31 @@ def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
     )
 
 
-def _finish(c: _Carry, age) -> Result:
-    unfinished = c.status == Status.RUNNING
-    status = jnp.where(unfinished, int(Status.MAX_STEPS), c.status).astype(jnp.int32)
-    best = c.best
-    known = (best.f_norm > 0) & (best.f_norm < jnp.inf)
-    nonzero = best.residual / jnp.where(known, best.f_norm, 1)
+def _finish(c: _Carry, rules: _Rules) -> Result:
+    best, tol, unit = c.best, rules.tol, c.measure.unit
+    residual, f_norm = c.point.norms
+    # Small beside a z that the solver has made large, and nothing else.
+    ran_away = (residual <= tol.rtol * f_norm) & (f_norm > tol.reach * c.measure.size)
+    unfinished = jnp.where(ran_away, Status.UNBOUNDED, Status.MAX_STEPS)
+    status = jnp.where(c.status == Status.RUNNING, unfinished, c.status).astype(jnp.int32)
+    if c.measure.given is not None and c.measure.slope is None:
+        # The residual of a linear equation may be nothing but the rounding of a solution so long.
+        rounding = 0.1 * tol.roundoff * safe_norm(best.z) / unit
+        lost = (status == Status.CONVERGED) & ~_meets(c.measure, rounding, f_norm, rules)
+        status = jnp.where(lost, int(Status.UNBOUNDED), status)
+    size = best.f_norm if c.measure.given is None else c.measure.given
+    known = (size > 0) & (size < jnp.inf)
+    nonzero = best.residual / jnp.where(known, size, 1)
     relative = jnp.where(known | (best.residual == 0), nonzero, jnp.inf)
+    to_user = unit if c.measure.slope is None else unit / c.measure.slope
     stats = Stats(
         status=status,
         converged=status == Status.CONVERGED,
         steps=c.steps,
         f_evals=c.f_evals,
-        residual=best.residual,
+        residual=best.residual * to_user,
         rel_residual=relative,
-        trace=c.trace,
+        trace=None if c.trace is None else c.trace * to_user,
+        leaves=best.leaves,
     )
-    return Result(best.z, stats, Resume(c.solver_state, age + c.k))
+    return Result(best.z, stats, Resume(c.solver_state, rules.age + c.k, unit, best.step))

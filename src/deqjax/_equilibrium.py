@@ -7,6 +7,7 @@ and so on to any order, is the same code again.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,10 +25,10 @@ from ._closure import (
 )
 from ._compaction import Restriction, take
 from ._driver import Result, Resume, Stage, run
+from ._root import Root, balanced
 from ._solution import Stats
-from ._state import times, unit_size
 from .adjoints.base import Adjoint, Ending
-from .solvers.base import Solver
+from .solvers.base import Solver, added
 
 PyTree = Any
 
@@ -44,10 +45,15 @@ def equilibrium(
     probe: Stats | None = None,
     forward_mode: bool = False,
     restriction: Restriction | None = None,
+    root: bool = False,
+    yardstick: PyTree = None,
 ) -> Result:
     """Solve z = f(z) with the batch on axis 0, differentiable in everything f closes over.
 
-    `restriction` is f on a part of the batch, for solvers that leave finished samples behind.
+    Args:
+        restriction: f on a part of the batch, for solvers that leave finished samples behind.
+        root: f is g, and g(z) = 0 is solved.
+        yardstick: v of a linear equation, see `run`.
     """
     if not adjoint.differentiates_loop:
         # Before the cast below, whose transpose would be a sum over devices of zeros.
@@ -59,9 +65,9 @@ def equilibrium(
     if spread_otherwise(z0, typed) or spread_otherwise(out, typed):
         z0, given = typed, f
         pure, inputs, _, collectives = hoist(lambda z: laid_out_like(vary_with(given(z), z), z), z0)
-    options: dict[str, Any] = dict(
-        batched=batched, trace=trace, resume=resume, collectives=collectives
-    )
+    still = lax.stop_gradient(inputs)
+    slope = balanced(lambda z: pure(z, still), z0, solver.learns_slopes) if root else None
+    options: dict[str, Any] = dict(batched=batched, trace=trace, collectives=collectives)
 
     batch = jax.tree.leaves(z0)[0].shape[0]
     sizes = solver.batch_sizes(batch) if restriction else ()
@@ -74,62 +80,79 @@ def equilibrium(
         return [Stage(n, partial(parts[n][0], inputs=part_inputs[n])) for n in sizes]
 
     if adjoint.differentiates_loop:
-        return _detach(run(lambda z: pure(z, inputs), z0, solver, loop=adjoint.loop, **options))
+        options |= dict(resume=resume, loop=adjoint.loop, root=lax.stop_gradient(slope))
+        return _detach(run(lambda z: pure(z, inputs), z0, solver, **options))
 
     theta = [x for x in inputs if is_differentiable(x)]
     other = [x for x in inputs if not is_differentiable(x)]
     is_theta = [is_differentiable(x) for x in inputs]
 
-    def cell(z, theta, other):
+    def value(z, theta, other):
         a, b = iter(theta), iter(other)
         return pure(z, [next(a) if t else next(b) for t in is_theta])
 
+    def cell(z, theta, other, root):
+        """f(z), of a root z + slope·g(z): what adjoints differentiate."""
+        fz = value(z, theta, other)
+        return fz if root is None else added(z, fz, root.slope)
+
     if forward_mode:
-        return _detach(_both_modes(cell, theta, other, z0, solver, adjoint, options))
+        options |= dict(resume=lax.stop_gradient(resume), root=lax.stop_gradient(slope))
+        return _detach(_both_modes(value, cell, theta, other, z0, solver, adjoint, options))
 
     @jax.custom_vjp
-    def solve(theta, other, z0, resume, probe, part_inputs):
+    def solve(theta, other, z0, resume, probe, part_inputs, root, yardstick):
         del probe
-        final = options | {"resume": resume, "stages": stages(sizes, part_inputs)}
-        return run(lambda z: cell(z, theta, other), z0, solver, **final)
+        final = options | dict(resume=resume, stages=stages(sizes, part_inputs))
+        final |= dict(root=root, yardstick=yardstick)
+        return run(lambda z: value(z, theta, other), z0, solver, **final)
 
     def forward(*args):
         # `solve` and not `run`: a second derivative differentiates this line.
         result = solve(*args)
-        theta, other, _, resume, probe, part_inputs = args
+        theta, other, _, resume, probe, part_inputs, root, _ = args
         end = Ending(result.z)
         if adjoint.keeps_state:
             before = 0 if resume is None else resume.age
-            end = Ending(result.z, result.state.solver_state, before + result.stats.steps)
-        return result, (end, theta, other, probe, part_inputs)
+            state = result.state
+            end = Ending(
+                *(result.z, state.solver_state, before + result.stats.steps, state.best_step)
+            )
+        return result, (end, theta, other, probe, part_inputs, root)
 
     def backward(saved, cotangents):
-        end, theta, other, probe, part_inputs = saved
+        end, theta, other, probe, part_inputs, root = saved
         v = cotangents.z
-        if adjoint.any_size:
-            v, size = unit_size(v, collectives)
-            end = end._replace(size=size)
-        transposed = _transposed(stages(every, part_inputs), end.z, v)
+        transposed = _transposed(stages(every, part_inputs), end.z, v, root)
 
         def solve_adjoint(f, u0, solver):
-            result = equilibrium(f, u0, solver, adjoint, batched=batched, restriction=transposed)
+            result = equilibrium(
+                *(f, u0, solver, adjoint),
+                batched=batched,
+                restriction=transposed,
+                yardstick=lax.stop_gradient(v),
+            )
             return result.z, result.stats
 
         theta_bar, stats = adjoint.pull_back(
-            lambda z, theta: cell(z, theta, other), theta, end, v, solve_adjoint
+            lambda z, theta: cell(z, theta, other, root), theta, end, v, solve_adjoint
         )
-        return theta_bar, None, None, None, _report(stats, probe), None
+        return theta_bar, None, None, None, _report(stats, probe), None, None, None
 
     solve.defvjp(forward, backward)
-    return _detach(solve(theta, other, z0, resume, probe, part_inputs))
+    return _detach(solve(theta, other, z0, resume, probe, part_inputs, slope, yardstick))
 
 
-def _transposed(stages: list[Stage], z: PyTree, v: PyTree) -> Restriction | None:
+def _transposed(
+    stages: list[Stage], z: PyTree, v: PyTree, root: Root | None
+) -> Restriction | None:
     """u = Jᵀu + v on a part of the batch: linearised once, when the part is formed."""
     restrict = {stage.size: stage.restrict for stage in stages}
 
     def prepare(index):
-        _, pull = jax.vjp(restrict[index.shape[0]](index), take(z, index))
+        part, z_part = restrict[index.shape[0]](index), take(z, index)
+        f = part if root is None else lambda z: added(z, part(z), take(root.slope, index))
+        _, pull = jax.vjp(f, z_part)
         return pull, take(v, index)
 
     def apply(u, context):
@@ -139,7 +162,7 @@ def _transposed(stages: list[Stage], z: PyTree, v: PyTree) -> Restriction | None
     return Restriction(prepare, apply) if stages else None
 
 
-def _both_modes(cell, theta, other, z0, solver, adjoint, options) -> Result:
+def _both_modes(value, cell, theta, other, z0, solver, adjoint, options) -> Result:
     """The same with a rule that goes forward, ż = (I − J)⁻¹ ∂f/∂θ θ̇, and whose transpose is exact.
 
     z* is solved for outside of any derivative; an identity then carries the rule. The linear solve
@@ -148,8 +171,8 @@ def _both_modes(cell, theta, other, z0, solver, adjoint, options) -> Result:
     """
 
     still = lax.stop_gradient(theta)
-    options = options | {"resume": lax.stop_gradient(options["resume"])}
-    result = run(lambda z: cell(z, still, other), z0, solver, **options)
+    result = run(lambda z: value(z, still, other), z0, solver, **options)
+    root = options["root"]
 
     @jax.custom_jvp
     def solution(theta, other, z):
@@ -160,20 +183,15 @@ def _both_modes(cell, theta, other, z0, solver, adjoint, options) -> Result:
         (theta, other, _), (theta_dot, *_) = primals, tangents
         # Not the bare z: a second derivative differentiates this line.
         z = solution(*primals)
-        _, b = jax.jvp(lambda theta: cell(z, theta, other), (theta,), (theta_dot,))
-        _, jacobian = jax.linearize(lambda z: cell(z, theta, other), z)
+        _, b = jax.jvp(lambda theta: cell(z, theta, other, root), (theta,), (theta_dot,))
+        _, jacobian = jax.linearize(lambda z: cell(z, theta, other, root), z)
 
         def linear_solve(matvec, b):
-            size = None
-            if adjoint.any_size:
-                b, size = unit_size(b, options["collectives"])
-
             def f(u):
                 return jax.tree.map(lambda u, au, b: u - au + b, u, matvec(u), b)
 
             rules = {k: options[k] for k in ("batched", "collectives")}
-            u = run(f, b, adjoint.solver, **rules).z
-            return u if size is None else times(u, size)
+            return run(f, b, adjoint.solver, **rules, yardstick=b).z
 
         def matvec(u):
             return jax.tree.map(jnp.subtract, u, jacobian(u))
@@ -192,9 +210,12 @@ def _report(stats: Stats, probe: Stats | None) -> Stats | None:
     """The adjoint's statistics as the 'gradient' of the probe."""
     if probe is None:
         return None
-    fields = {}
-    for name in ("status", "converged", "steps", "f_evals", "residual", "rel_residual"):
-        value, like = getattr(stats, name), getattr(probe, name)
-        fields[name] = lax.stop_gradient(value.astype(like.dtype).reshape(jnp.shape(like)))
+    stats = replace(stats, solves=jnp.ones_like(stats.residual), trace=None, leaves=None)
+    if stats.gain is None:
+        stats = replace(stats, gain=jnp.ones_like(stats.residual))
+
+    def field(value, like):
+        return lax.stop_gradient(value.astype(like.dtype).reshape(jnp.shape(like)))
+
     # An adjoint that solves nothing reports constants, the same on every device of a `shard_map`.
-    return vary_like(Stats(**fields), probe)
+    return vary_like(jax.tree.map(field, stats, probe), probe)

@@ -1,4 +1,4 @@
-"""`fixed_point` and `root_find`: the public glue of solver and adjoint."""
+"""`fixed_point`, `root_find` and `implicit_function`: the public glue of solver and adjoint."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from ._driver import Resume
 from ._equilibrium import equilibrium
 from ._errors import unknown_keyword
 from ._options import choose
-from ._solution import Solution, Stats, Status
-from ._state import from_front, is_sharded, norm, to_front
-from .adjoints import Adjoint, Implicit, Unrolled
-from .solvers import Solver, as_solver
+from ._scale import by, checked_scale, over, scaled
+from ._solution import Solution, Stats
+from ._state import from_front, is_sharded, to_front
+from .adjoints import Adjoint, Implicit, Unrolled, as_adjoint
+from .solvers import Solver
 
 PyTree = Any
 
 _KEYWORDS = (
     *("solver", "adjoint", "adjoint_solver", "rtol", "atol", "max_steps"),
-    *("batch_axis", "forward_mode", "trace", "resume", "adjoint_probe"),
+    *("batch_axis", "forward_mode", "trace", "resume", "scale", "adjoint_probe"),
 )
 
 
@@ -42,6 +43,7 @@ def fixed_point(
     forward_mode: bool = False,
     trace: bool = False,
     resume: Any = None,
+    scale: PyTree = None,
     adjoint_probe: Stats | None = None,
     **unknown: Any,
 ) -> Solution:
@@ -50,7 +52,14 @@ def fixed_point(
     Nothing raises inside `jit`, and nothing fails silently: `stats.status` says how each solve
     ended, and `sol.z` is the best iterate seen, never a worse one. The stop test is
     ‖f(z) − z‖₂ ≤ atol + rtol·‖f(z)‖₂, norms in float32 at least, over the whole pytree, or over
-    each sample when `batch_axis` is given.
+    each sample when `batch_axis` is given. A ‖f(z)‖ that the iteration has inflated does not count:
+    it is taken to be at most 100 times the largest size that the problem has shown, ‖f(z0)‖ and the
+    residuals on the way, and a residual that is lost in the rounding of such a z counts as that
+    rounding (`Status.UNBOUNDED`). Nothing depends on the units of z.
+
+    There is one norm over all unknowns: where they are of different size (one leaf of 1e5, one of
+    1e-6) the small ones are solved to rtol of the large ones, unless `scale` says how large each
+    is. `stats.leaves` has the relative residual of each leaf by itself.
 
     Gradients reach `args` and everything f closes over; none reaches `z0`, on which z* does not
     depend (`adjoint="unrolled"` excepted). Integer and PRNG-key inputs pass through. Reverse mode
@@ -67,19 +76,27 @@ def fixed_point(
             `Phantom(steps=3)`.
         adjoint_solver: solver of the implicit adjoint; None means the forward one.
         rtol: relative tolerance, overrides the solver's (default 1e-5 in float32, 1e-8 in float64).
-        atol: absolute tolerance of the forward solve, overrides the solver's (default 1e-5 * rtol).
-            The adjoint equation is as large as the loss makes it: rtol alone holds there, unless
-            `adjoint_solver` says otherwise.
-        max_steps: overrides the solver's (default 100). 0 only evaluates f at z0.
+        atol: absolute tolerance of the forward solve, in units of z, overrides the solver's. None
+            means 0, with 1e-7 * rtol of the problem's size in its place, so that a solve ends at
+            z* = 0. The adjoint equation is as large as the loss makes it: rtol alone holds there,
+            unless `adjoint_solver` says otherwise.
+        max_steps: of the forward solve, overrides the solver's (default 100). 0 only evaluates f at
+            z0. The adjoint has its own, `adjoint_solver=deqjax.Anderson(max_steps=...)`.
         batch_axis: None, one equation over the whole pytree; an int, independent equations along
             that axis of every leaf. Each sample then stops on its own test and is frozen: its
-            answer does not depend on the others.
+            answer does not depend on the others. Samples that f couples (batch statistics) are one
+            equation: finished ones are checked against the last evaluation of the whole batch, and
+            end as `Status.INCONSISTENT` where they no longer hold.
         forward_mode: True makes forward-mode derivatives work too, and every mix of the two, by
             exact linear solves with the adjoint's solver. They have no report: a tangent whose own
             solve fell short looks like any other, so leave it off where reverse mode will do.
         trace: `stats.trace` holds the residual before the first and after every step.
         resume: `sol.state` of an earlier solve of a similar equation: its history is used again.
             Pass `z0=sol.z` with it.
+        scale: sizes of the unknowns, positive: a pytree like z, or one number for each of its
+            leaves, or one number. Everything is then done in z / scale: norms, stop test, inner
+            products, ridge, forward and adjoint; `stats.residual` and the trace are in it too. Each
+            is rounded to a power of two, so that nothing else is.
         adjoint_probe: zeros from `deqjax.adjoint_probe`; differentiate with respect to it and its
             "gradient" is the `Stats` of the adjoint solve.
 
@@ -104,6 +121,43 @@ def fixed_point(
         raise unknown_keyword("fixed_point", next(iter(unknown)), _KEYWORDS)
     if not callable(f):
         raise TypeError(f"f must be callable as f(z, *args), got {type(f).__name__}")
+    return _solve(
+        *(f, z0, args),
+        root=False,
+        solver=solver,
+        adjoint=adjoint,
+        adjoint_solver=adjoint_solver,
+        rtol=rtol,
+        atol=atol,
+        max_steps=max_steps,
+        batch_axis=batch_axis,
+        forward_mode=forward_mode,
+        trace=trace,
+        resume=resume,
+        scale=scale,
+        adjoint_probe=adjoint_probe,
+    )
+
+
+def _solve(
+    f: Callable,
+    z0: PyTree,
+    args: tuple,
+    *,
+    root: bool,
+    solver: str | Solver = "anderson",
+    adjoint: str | Adjoint = "implicit",
+    adjoint_solver: str | Solver | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_steps: int | None = None,
+    batch_axis: int | None = None,
+    forward_mode: bool = False,
+    trace: bool = False,
+    resume: Any = None,
+    scale: PyTree = None,
+    adjoint_probe: Stats | None = None,
+) -> Solution:
     forward, gradient = choose(
         solver=solver,
         adjoint=adjoint,
@@ -121,6 +175,9 @@ def fixed_point(
         _check_forward_mode(gradient, adjoint_probe)
     if resume is not None:
         resume = _checked_resume(resume)
+    if scale is not None:
+        scale = checked_scale(scale, z0)
+        f, z0, args = scaled(f, scale), over(z0, scale), (scale, *args)
 
     def inner(z):
         return to_front(f(from_front(z, batch_axis), *args), batch_axis)
@@ -142,24 +199,34 @@ def fixed_point(
         resume=resume,
         probe=adjoint_probe,
         restriction=restriction,
+        root=root,
     )
+    z = from_front(result.z, batch_axis)
     stats = result.stats if batch_axis is not None else _squeeze(result.stats)
-    return Solution(z=from_front(result.z, batch_axis), stats=stats, state=result.state)
+    return Solution(z=z if scale is None else by(z, scale), stats=stats, state=result.state)
 
 
 def root_find(g: Callable[..., PyTree], z0: PyTree, *args: PyTree, **options: Any) -> Solution:
-    """Find z* with g(z*, *args) = 0: the fixed point of f(z) = z + g(z).
+    """Find z* with g(z*, *args) = 0.
 
-    The sign is the DEQ paper's, g = f − z. It matters to 'picard' and to the first step of the
-    others: where the Jacobian of g has eigenvalues with positive real part (a gradient, say),
-    pass −g.
+    The stop test is ‖g(z)‖₂ ≤ atol + rtol·‖G z‖₂, with G = ∂g/∂z: for g(z) = Az − b, relative to
+    ‖Az‖ ≈ ‖b‖. So neither the units of z nor those of g matter, and a start at the root ends at
+    once. ‖G z‖ is measured by a difference at z0 (where ‖g(z0)‖ counts if it is larger) and again
+    where the solve has ended, which goes on if it was ended too early: three evaluations of g more
+    than the steps take. PETSc's rtol·‖g(z0)‖ would depend on the start instead.
+
+    Solvers see the fixed point of z + g(z). The sign is the DEQ paper's, g = f − z: where the
+    Jacobian of g has eigenvalues with positive real part (a gradient, say), pass −g. Where a first
+    step g(z0) would be more than 8 times too long or too short by that difference (z in pascal, g
+    without a unit), it is scaled; "picard" is z + g(z) always.
 
     Args:
         g: g(z, *args) -> the same pytree, shapes and dtypes as z0.
         z0: pytree of floating-point arrays.
         *args: pytrees of arrays.
-        **options: the keywords of `fixed_point`. `stats.residual` is ‖g(z)‖₂, from one more
-            evaluation of g at the end.
+        **options: the keywords of `fixed_point`. atol is in the units of g; with `scale`, which
+            says how large the unknowns are, each component of g is divided by it too. In the
+            statistics residual is ‖g(z)‖₂ and rel_residual is relative to the stop test's ‖G z‖.
 
     Examples:
         >>> import jax.numpy as jnp, deqjax
@@ -172,38 +239,79 @@ def root_find(g: Callable[..., PyTree], z0: PyTree, *args: PyTree, **options: An
             raise unknown_keyword("root_find", name, _KEYWORDS)
     if not callable(g):
         raise TypeError(f"g must be callable as g(z, *args), got {type(g).__name__}")
-
-    def f(z, *args):
-        value = g(z, *args)
-        if jax.tree.structure(value) != jax.tree.structure(z):
-            return value  # `fixed_point` says what is wrong
-        return jax.tree.map(lambda x, y: x + y if jnp.shape(x) == jnp.shape(y) else y, z, value)
-
-    return _checked_root(g, fixed_point(f, z0, *args, **options), args, options)
+    return _solve(g, z0, args, root=True, **options)
 
 
-def _checked_root(g: Callable, sol: Solution, args: tuple, options: dict) -> Solution:
-    """‖g(z)‖ as g gives it: from z + g(z) it is lost to rounding where z is large."""
-    axis = options.get("batch_axis")
-    solver = as_solver(options.get("solver", "anderson"))
-    solver = solver.with_options(**{k: options.get(k) for k in ("rtol", "atol", "max_steps")})
-    z, value = (to_front(lax.stop_gradient(x), axis) for x in (sol.z, g(sol.z, *args)))
-    residual, size = norm(value), norm(jax.tree.map(jnp.add, z, value))
-    # Within twice the tolerance is the same answer, rounded otherwise.
-    holds = solver.done(0.5 * residual, size, solver.tolerances(z))
-    if axis is None:
-        residual, size, holds = residual[0], size[0], holds[0]
-    stats = sol.stats
-    status = jnp.where(stats.converged & ~holds, int(Status.INCONSISTENT), stats.status)
-    stats = replace(
-        stats,
-        status=status.astype(jnp.int32),
-        converged=stats.converged & holds,
-        f_evals=stats.f_evals + 1,
-        residual=residual,
-        rel_residual=residual / jnp.where(size > 0, size, 1),
+def implicit_function(
+    f: Callable[..., PyTree],
+    z_star: PyTree,
+    *args: PyTree,
+    adjoint: str | Adjoint = "implicit",
+    adjoint_solver: str | Solver | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    batch_axis: int | None = None,
+    forward_mode: bool = False,
+    scale: PyTree = None,
+    adjoint_probe: Stats | None = None,
+) -> Solution:
+    """Give a solution that came from anywhere its implicit gradient.
+
+    z_star may come from SciPy, a C++ code, a table or a coarser model: no step is taken, and f is
+    evaluated once to say how well it solves z = f(z, *args). The derivatives of `sol.z` with
+    respect to args, and to what f closes over, are those of the implicit function theorem at
+    z_star; none reaches z_star itself. For a root, g(z) = 0, pass f = z + g.
+
+    The gradient of a z_star that is off by ε is off by O(ε): look at `stats.rel_residual`.
+
+    Args:
+        f: f(z, *args) -> z', the same pytree, shapes and dtypes as z_star.
+        z_star: the solution.
+        *args: pytrees of arrays.
+        adjoint: as in `fixed_point`; the ones that differentiate a solver's steps have none here.
+        adjoint_solver: as in `fixed_point`; None means "anderson".
+        rtol: within which z_star counts as converged; the adjoint's too, unless it has its own.
+        atol: as in `fixed_point`.
+        batch_axis: as in `fixed_point`.
+        forward_mode: as in `fixed_point`.
+        scale: as in `fixed_point`.
+        adjoint_probe: as in `fixed_point`.
+
+    Returns:
+        `Solution` with z = z_star. The status is CONVERGED where z_star meets the tolerances,
+        `Status.MAX_STEPS` where it does not.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, deqjax
+        >>> def root_of(a):  # from another library, say
+        ...     z_star = jax.lax.stop_gradient(jnp.sqrt(a))
+        ...     newton = lambda z, a: 0.5 * (z + a / z) + (a - z**2) / 4
+        ...     return deqjax.implicit_function(newton, z_star, a).z
+        >>> bool(jnp.allclose(jax.grad(root_of)(4.0), 0.25))
+        True
+    """
+    resolved = as_adjoint(adjoint)
+    if resolved.differentiates_loop or resolved.keeps_state:
+        raise ValueError(
+            f"adjoint={resolved.name!r} needs the steps of a solve, and implicit_function takes "
+            "none: use adjoint='implicit'"
+        )
+    if not callable(f):
+        raise TypeError(f"f must be callable as f(z, *args), got {type(f).__name__}")
+    return _solve(
+        *(f, z_star, args),
+        root=False,
+        solver="anderson",
+        adjoint=resolved,
+        adjoint_solver=adjoint_solver,
+        rtol=rtol,
+        atol=atol,
+        max_steps=0,
+        batch_axis=batch_axis,
+        forward_mode=forward_mode,
+        scale=scale,
+        adjoint_probe=adjoint_probe,
     )
-    return replace(sol, stats=stats)
 
 
 def adjoint_probe(batch: int | None = None, dtype: Any = jnp.float32) -> Stats:
@@ -211,8 +319,10 @@ def adjoint_probe(batch: int | None = None, dtype: Any = jnp.float32) -> Stats:
 
     A backward pass has no output of its own. So pass `adjoint_probe=probe` to `fixed_point` and
     differentiate with respect to the probe too: its cotangent carries the adjoint's status, steps,
-    evaluations and residual, as floating-point numbers. Give each solve its own probe: cotangents
-    of a shared one add up.
+    evaluations, residual and gain, as floating-point numbers. Give each solve its own probe:
+    cotangents of a shared one add up. `solves` then counts the reports, `converged` how many of
+    these had converged, and the status reads `Status.SEVERAL`; where no report came back, because
+    the loss does not depend on z*, it reads `Status.NO_REPORT` and solves is 0.
 
     Args:
         batch: None for scalars, or the batch size when `batch_axis` is used.
@@ -228,7 +338,7 @@ def adjoint_probe(batch: int | None = None, dtype: Any = jnp.float32) -> Stats:
         True
     """
     zero = jnp.zeros(() if batch is None else (batch,), dtype)
-    return Stats(zero, zero, zero, zero, zero, zero)
+    return Stats(*(zero,) * 6, gain=zero, solves=zero)
 
 
 def _first_guess(solver: Solver, z0: PyTree) -> PyTree:
@@ -380,4 +490,5 @@ def _checked_resume(resume: Any) -> Resume:
 
 def _squeeze(stats: Stats) -> Stats:
     """Drop the batch axis of length one, which is last in the trace and first elsewhere."""
-    return jax.tree.map(lambda x: x[..., 0], stats)
+    leaves = None if stats.leaves is None else stats.leaves[0]
+    return replace(jax.tree.map(lambda x: x[..., 0], replace(stats, leaves=None)), leaves=leaves)

@@ -8,6 +8,8 @@ costs a start, and time to compile.
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -54,6 +56,7 @@ def joined(kernel: jax.Array, b: jax.Array, squares: jax.Array) -> jax.Array:
     return jnp.concatenate([kernel, b[..., None], squares[..., None]], axis=-1)
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def solve_small(
     system: jax.Array, drop: float, ridge: float = 0.0, first: jax.Array | None = None
 ) -> jax.Array:
@@ -74,9 +77,48 @@ def solve_small(
         first: the pivot to start from, None being the first; the others follow in turn, past the
             end to the beginning.
     """
+    return _eliminated(system, system[..., -1], drop, ridge, first)[..., -2]
+
+
+@solve_small.defjvp
+def _solve_small_jvp(drop, ridge, primals, tangents):
+    """γ̇ = (K + ridge·D²)⁻¹ (ḃ − K̇γ − ridge·(D²)˙γ), the dropped unknowns held at zero.
+
+    Not by differentiating the elimination, whose 1/pivot² overflows long before 1/pivot does.
+    """
+    (system, first), (system_dot, _) = primals, tangents
+    gamma = solve_small(system, drop, ridge, first)
+    k_dot, b_dot, squares_dot = system_dot[..., :-2], system_dot[..., -2], system_dot[..., -1]
+    change = b_dot - ridge * squares_dot * gamma
+    change -= jnp.einsum("bij,bj->bi", k_dot, gamma, precision="highest")
+    inverse = _inverse(system, drop, ridge, first)
+    return gamma, jnp.einsum("bij,bj->bi", inverse, change, precision="highest")
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _inverse(system, drop, ridge, first):
+    """(K + ridge·D²)⁻¹ with zeros for dropped unknowns, (batch, m, m)."""
     m, squares = system.shape[1], system[..., -1]
+    identity = jnp.eye(m, dtype=system.dtype) + jnp.zeros_like(system[..., :m])
+    both = jnp.concatenate([system[..., :m], identity], axis=-1)
+    return _eliminated(both, squares, drop, ridge, first)[..., m:]
+
+
+@_inverse.defjvp
+def _inverse_jvp(drop, ridge, primals, tangents):
+    (system, first), (system_dot, _) = primals, tangents
+    x, m = _inverse(system, drop, ridge, first), system.shape[1]
+    k_dot = system_dot[..., :m] + ridge * jnp.eye(m) * system_dot[..., -1:]
+    return x, -jnp.einsum("bij,bjk,bkl->bil", x, k_dot, x, precision="highest")
+
+
+def _eliminated(a: jax.Array, squares: jax.Array, drop, ridge, first) -> jax.Array:
+    """The rows of a = [K | …], (batch, m, ≥ m), after K has become the identity."""
+    m = a.shape[1]
     rows = lax.iota(jnp.int32, m)
-    tiny = jnp.finfo(system.dtype).tiny  # its inverse is finite
+    # In the units of a solve, 1e-24 of the first residual in float32. Its inverse, and what a
+    # derivative multiplies that by, are finite.
+    tiny = float(jnp.finfo(a.dtype).tiny) ** 0.8
 
     # The last column, which need not take part, does: to cut it off would be a kernel more.
     def eliminate(turn, ab):
@@ -92,7 +134,7 @@ def solve_small(
     # Elsewhere copies: on a GPU the loop takes longer than all else that a step does (docs/design).
     loop = lambda ab: lax.fori_loop(0, m, eliminate, ab)
     copies = lambda ab: lax.fori_loop(0, m, eliminate, ab, unroll=min(m, UNROLL) or 1)
-    return lax.platform_dependent(system, cpu=loop, default=copies)[..., -2]
+    return lax.platform_dependent(a, cpu=loop, default=copies)
 
 
 def _at(a: jax.Array, index, axis: int) -> jax.Array:

@@ -16,17 +16,32 @@ class Status(enum.IntEnum):
     """How a solve ended. Integer codes, so that they live in arrays under `jit`; `.message` says
     what to do about each.
 
+    No sum of codes is a code, and zero is none of an ending: what automatic differentiation makes
+    of a report (see `adjoint_probe`), zeros where none came back and sums where several did, reads
+    as `NO_REPORT` and `SEVERAL`.
+
     Examples:
         >>> Status.MAX_STEPS.message.startswith("stopped after max_steps")
         True
+        >>> Status(Status.CONVERGED + Status.MAX_STEPS).name
+        'SEVERAL'
     """
 
-    CONVERGED = 0
-    MAX_STEPS = 1
-    NONFINITE = 2
-    DIVERGED = 3
-    RUNNING = 4
-    INCONSISTENT = 5
+    NO_REPORT = 0
+    SEVERAL = 1
+    CONVERGED = 10
+    MAX_STEPS = 11
+    NONFINITE = 12
+    DIVERGED = 13
+    RUNNING = 14
+    INCONSISTENT = 15
+    UNBOUNDED = 16
+    LIMITED = 17
+
+    @classmethod
+    def _missing_(cls, value):
+        several = isinstance(value, int) and value >= 2 * cls.CONVERGED
+        return cls.SEVERAL if several else None
 
     @property
     def message(self) -> str:
@@ -34,6 +49,14 @@ class Status(enum.IntEnum):
 
 
 _MESSAGES = {
+    Status.NO_REPORT: (
+        "no report came back: the loss does not depend on z*, or nothing was differentiated with "
+        "respect to the probe"
+    ),
+    Status.SEVERAL: (
+        "reports of several solves were added up: read the counts (solves, converged, steps), or "
+        "give each solve a probe of its own"
+    ),
     Status.CONVERGED: "converged: the residual met atol + rtol*|f(z)|",
     Status.MAX_STEPS: (
         "stopped after max_steps: raise max_steps, loosen rtol, or try another solver "
@@ -50,9 +73,18 @@ _MESSAGES = {
     ),
     Status.RUNNING: "the solve has not finished",
     Status.INCONSISTENT: (
-        "the solution does not hold when it is checked once more: with Compacted, samples are not "
-        "independent (draw random masks outside f and pass them as args); in root_find, z is so "
-        "large that g(z) is lost in the rounding of z + g(z)"
+        "the solution does not hold when it is checked once more: samples are not independent, as "
+        "with batch statistics (solve with batch_axis=None), or f is not the same function twice "
+        "(draw random masks outside f and pass them as args); with Compacted, or where a root was "
+        "unrolled, the check is one more evaluation"
+    ),
+    Status.UNBOUNDED: (
+        "z grew while the residual did not fall: it is small only beside a z that has run away, so "
+        "the equation may have no solution (or a nearly singular I - J): check it, or bound f"
+    ),
+    Status.LIMITED: (
+        "the adjoint's u was scaled down to max_gain times v: the gradient of this sample is an "
+        "approximation, asked for by Implicit(max_gain=...)"
     ),
 }
 
@@ -71,10 +103,18 @@ class Stats:
         converged: bool, `status == Status.CONVERGED`.
         steps: int32, solver steps taken.
         f_evals: int32, evaluations of f, line searches included.
-        residual: ‖f(z) − z‖₂ at the returned z, in float32 at least.
-        rel_residual: residual / ‖f(z)‖₂.
+        residual: ‖f(z) − z‖₂ at the returned z (for `root_find` ‖g(z)‖₂), in float32 at least; with
+            `scale=`, of the scaled unknowns.
+        rel_residual: residual / ‖f(z)‖₂; for a root and for an adjoint equation, over what its stop
+            test compares with.
         trace: residual before the first step and after every step, shape (max_steps + 1, ...), NaN
             after the stop; None unless `trace=True`.
+        leaves: of a state with several leaves, the relative residual of each by itself, shape
+            (..., leaves) in the order of `jax.tree.leaves(z)`: the stop test knows only the norm
+            over all of them, and this tells which leaf is worst. None for a single leaf.
+        gain: of an adjoint solve, ‖u‖₂/‖v‖₂: a lower bound of ‖(I − J)⁻ᵀ‖, and, times rel_residual,
+            an estimate of the gradient's relative error. None for other solves.
+        solves: in the report of an adjoint solve, 1; where autodiff has added several up, how many.
     """
 
     status: Any
@@ -84,6 +124,9 @@ class Stats:
     residual: Any
     rel_residual: Any
     trace: Any = None
+    leaves: Any = None
+    gain: Any = None
+    solves: Any = None
 
     @classmethod
     def unsolved(cls, steps: int, residual: jax.Array, size: jax.Array) -> Stats:
@@ -103,10 +146,6 @@ class Stats:
             residual=residual,
             rel_residual=residual / jnp.where(size > 0, size, 1),
         )
-
-    def times(self, size: jax.Array) -> Stats:
-        """The report of the same solve with everything `size` times as large."""
-        return replace(self, residual=self.residual * size)
 
 
 @jax.tree_util.register_dataclass

@@ -104,33 +104,32 @@ def norm(a: PyTree) -> jax.Array:
     return jnp.sqrt(dot(*(lax.stop_gradient(a),) * 2))
 
 
-def unit_size(a: PyTree, axes: tuple = ()) -> tuple[PyTree, jax.Array]:
-    """(a / c, c) with a scalar c, a power of two so that nothing is rounded, for which the largest
-    finite entry of a / c is about 1. axes: named axes over which all devices take the same c.
-
-    The squares of what is computed from a / c neither overflow nor vanish.
-    """
-    dtype = scalar_dtype(a)
-    kept = jnp.finfo(dtype)
-    largest = functools.reduce(jnp.maximum, map(_largest, jax.tree.leaves(lax.stop_gradient(a))))
-    largest = lax.pmax(largest, axes) if axes else largest
-    # No mantissa: what is left is the power of two. Its inverse must be finite too.
-    c = jnp.clip(largest.astype(dtype), kept.tiny, 0.25 / kept.tiny)
-    c = lax.reduce_precision(c, kept.nexp, 0)
-    return times(a, 1 / c), c
+def safe_norm(a: PyTree) -> jax.Array:
+    """`norm` of numbers whose squares may vanish or overflow: two passes more, for use outside of
+    loops."""
+    a = jax.tree.map(lambda x: x.astype(wide(x.dtype)), lax.stop_gradient(a))
+    size = largest(a)
+    kept = jnp.finfo(size.dtype)
+    # No mantissa: nothing is rounded. Its inverse must be finite too.
+    unit = lax.reduce_precision(jnp.clip(size, kept.tiny, 0.25 / kept.tiny), kept.nexp, 0)
+    return norm(times(a, 1 / unit)) * unit
 
 
 def times(a: PyTree, c: jax.Array) -> PyTree:
-    """a · c for a scalar c, in the dtypes of a."""
-    return jax.tree.map(lambda x: (x.astype(wide(x.dtype)) * c).astype(x.dtype), a)
+    """a · c per sample, c of shape (batch,), in the dtypes of a."""
+    return jax.tree.map(lambda x: (x.astype(wide(x.dtype)) * per_sample(c, x)).astype(x.dtype), a)
+
+
+def largest(a: PyTree) -> jax.Array:
+    """The largest finite |x| of each sample, (batch,), over real and imaginary parts; 0 if none."""
+    return functools.reduce(jnp.maximum, map(_largest, jax.tree.leaves(lax.stop_gradient(a))))
 
 
 def _largest(x):
-    """The largest finite |x|, over real and imaginary parts; 0 if there is none."""
     if jnp.iscomplexobj(x):
         return jnp.maximum(_largest(x.real), _largest(x.imag))
-    size = jnp.abs(x)
-    return jnp.max(jnp.where(size < jnp.inf, size, 0), initial=0)
+    x = jnp.abs(x).astype(wide(x.dtype))
+    return jnp.max(jnp.where(x < jnp.inf, x, 0), axis=tuple(range(1, x.ndim)), initial=0)
 
 
 def _contract(x, y, contracting, batch: int = 1):

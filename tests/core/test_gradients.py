@@ -286,7 +286,10 @@ def test_probe_reports_the_true_residual_of_the_adjoint(adjoint):
     residual = np.linalg.norm(target - u)
     assert residual > 1e-3
     np.testing.assert_allclose(stats.residual, residual, rtol=1e-8)
-    np.testing.assert_allclose(stats.rel_residual, residual / np.linalg.norm(target), rtol=1e-8)
+    v = np.linalg.norm(cotangent_of(z))
+    np.testing.assert_allclose(stats.rel_residual, residual / v, rtol=1e-8)
+    np.testing.assert_allclose(stats.gain, np.linalg.norm(u) / v, rtol=1e-8)
+    assert float(stats.solves) == 1
     assert float(stats.status) == Status.MAX_STEPS and float(stats.converged) == 0.0
     assert float(stats.steps) == {"implicit": 3, "jfb": 0}.get(adjoint, 2)
 
@@ -347,17 +350,18 @@ def adjoint_steps(theta, x, **options):
     return int(probed(theta, x, deqjax.adjoint_probe(), **options)[1].steps)
 
 
-def test_the_adjoint_takes_over_the_forward_tolerances():
-    theta, x = tanh_parameters(6, radius=0.9)
+def test_the_adjoint_takes_over_the_forward_tolerances_and_not_its_limit():
+    theta, x = tanh_parameters(6, radius=0.7)
     call = functools.partial(adjoint_steps, theta, x, solver="picard")
-    assert call(rtol=1e-14, atol=0.0, max_steps=3) == 3
     loose, tight = call(rtol=1e-2, max_steps=500), call(rtol=1e-8, max_steps=500)
     assert 0 < loose < tight
     # Its own options win, and only those that are None are taken over.
     own = deqjax.Picard(rtol=1e-2)
     assert call(rtol=1e-8, max_steps=500, adjoint_solver=own) == loose
     assert call(rtol=1e-8, max_steps=500, adjoint=deqjax.Implicit(solver=own)) == loose
-    assert call(rtol=1e-8, max_steps=3, adjoint_solver=own) == 3
+    # A warm start may have a limit of a few steps: the adjoint has no warm start.
+    assert call(rtol=1e-8, max_steps=3) > 3
+    assert call(rtol=1e-8, adjoint_solver=deqjax.Picard(max_steps=3)) == 3
 
 
 @pytest.mark.parametrize("tolerances", [dict(rtol=1e-6, atol=1e-3), dict(rtol=0.0, atol=1e-6)])
@@ -410,7 +414,7 @@ def test_an_absolute_tolerance_of_the_adjoint_is_its_own():
 
 
 def test_the_adjoint_solver_is_the_one_asked_for():
-    theta, x = tanh_parameters(6, radius=0.9)
+    theta, x = tanh_parameters(6, radius=0.7)
     call = functools.partial(
         adjoint_steps, theta, x, solver="picard", rtol=1e-9, atol=0.0, max_steps=500
     )

@@ -249,7 +249,8 @@ def test_a_gradient_costs_one_linearisation():
 def test_trace_is_off_by_default_and_max_steps_0_only_evaluates():
     sol = deqjax.fixed_point(jnp.cos, jnp.zeros(2), max_steps=0)
     assert sol.stats.trace is None
-    assert (int(sol.stats.status), int(sol.stats.steps), int(sol.stats.f_evals)) == (1, 0, 1)
+    assert int(sol.stats.status) == Status.MAX_STEPS
+    assert (int(sol.stats.steps), int(sol.stats.f_evals)) == (0, 1)
     np.testing.assert_allclose(sol.stats.residual, np.sqrt(2))
 
 
@@ -295,12 +296,16 @@ def test_raise_unless_converged_under_jit_says_where_it_works():
 
 def test_every_status_carries_advice():
     advice = {
+        Status.NO_REPORT: "does not depend on z*",
+        Status.SEVERAL: "counts",
         Status.CONVERGED: "atol",
         Status.MAX_STEPS: "max_steps",
         Status.NONFINITE: "NaN",
         Status.DIVERGED: "damping",
         Status.RUNNING: "not finished",
-        Status.INCONSISTENT: "Compacted",
+        Status.INCONSISTENT: "batch_axis=None",
+        Status.UNBOUNDED: "no solution",
+        Status.LIMITED: "max_gain",
     }
     assert set(advice) == set(Status)
     for status, word in advice.items():

@@ -10,7 +10,6 @@ import jax
 from jax import lax
 
 from .._solution import Stats
-from .._state import times
 from ..solvers.base import Solver
 
 PyTree = Any
@@ -23,13 +22,13 @@ class Ending(NamedTuple):
         z: the solution, leaves (batch, ...).
         state: the solver's own state at the end; None unless the adjoint sets `keeps_state`.
         steps: how many steps made that state, earlier solves included, (batch,); None like `state`.
-        size: what v was divided by, a scalar; None if it is as it came. See `Adjoint.any_size`.
+        best_step: the one of these that led to z; None like `state`.
     """
 
     z: PyTree
     state: PyTree = None
     steps: jax.Array | None = None
-    size: jax.Array | None = None
+    best_step: jax.Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +72,6 @@ class Adjoint:
         """Whether the adjoint's own solver evaluates f on parts of the batch."""
         return False
 
-    @property
-    def any_size(self) -> bool:
-        """Whether v may be given with entries of about 1, for u to be multiplied by their real
-        size: as u is linear in v, and squares of small or large numbers vanish or overflow. Only
-        the `pull_back` below does that."""
-        return type(self).pull_back is Adjoint.pull_back
-
     def batch_sizes(self, batch: int) -> tuple[int, ...]:
         """The sizes of those parts."""
         return ()
@@ -102,8 +94,6 @@ class Adjoint:
         """
         _, pull = jax.vjp(lambda z: cell(z, theta), end.z)
         u, stats = self.cotangent(lambda u: pull(u)[0], v, solve, end)
-        if end.size is not None:
-            u, stats = times(u, end.size), stats.times(end.size)
         _, pull_theta = jax.vjp(lambda theta: cell(end.z, theta), theta)
         return pull_theta(u)[0], stats
 
@@ -115,8 +105,8 @@ class Adjoint:
         Args:
             pull: u -> Jᵀu, linear, from one linearisation of f at z*.
             v: leaves (batch, ...).
-            solve: solve(f, u0, solver) -> (u, stats) for u = f(u), by the library's own driver and
-                differentiable by this same adjoint.
+            solve: solve(f, u0, solver) -> (u, stats) for u = f(u) = Jᵀu + v, by the library's own
+                driver, with residuals relative to ‖v‖, and differentiable by this same adjoint.
             end: see `Ending`.
         """
         raise NotImplementedError

@@ -7,7 +7,11 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
+from .._errors import check_tolerance
+from .._solution import Status
+from .._state import safe_norm, times
 from ..solvers import Solver, as_solver
+from ..solvers.base import DEFAULT_MAX_STEPS
 from .base import Adjoint
 
 
@@ -23,19 +27,23 @@ class Implicit(Adjoint):
 
     If the adjoint solve fails, the best u it saw is used, at worst u = v, which is 'jfb'.
 
-    u is linear in v, which is divided by the size of its largest entry over all samples and u
-    multiplied by it: a loss of size 1e-20 has as good a gradient as any, in float32 too. A sample
-    whose own v is 1e-14 times the largest is below what float32 squares hold, and gets u = v.
+    The equation is linear, and its stop test is that of linear solvers, ‖Jᵀu + v − u‖ ≤ rtol·‖v‖:
+    near a singular I − J, where u is long, a residual relative to u would say nothing. Each sample
+    has its own v and is solved in units of it: a loss of 1e-20, or a sample of such a weight, has
+    as good a gradient as any, in float32 too. `Stats.gain` reports ‖u‖/‖v‖.
 
     Attributes:
-        solver: a name or a solver ('gmres' among them); None means the forward solver's family.
-            If it leaves rtol or max_steps at None, they are those of the forward solve. Its atol is
-            then 0: the equation is linear in v, whose size is that of the loss and has nothing to
-            do with that of z, so that an absolute tolerance would take a small loss for a solved
-            equation.
+        solver: a name or a solver ('gmres' among them); None means the forward solver's family. If
+            it leaves rtol at None, it is that of the forward solve; max_steps is its own, 100 if
+            None. Its atol is 0 if None: v is as large as the loss makes it, which has nothing to do
+            with z, so that an absolute tolerance would take a small loss for a solved equation.
+        max_gain: None, exact; or the largest ‖u‖/‖v‖ of a sample, whose u is scaled down to it. An
+            approximation, reported as `Status.LIMITED`: it bounds what one sample near a singular
+            I − J can do to a gradient, as clipping does for all samples together.
     """
 
     solver: str | Solver | None = None
+    max_gain: float | None = None
 
     name = "implicit"
     exact = True
@@ -43,6 +51,9 @@ class Implicit(Adjoint):
     def __post_init__(self):
         if self.solver is not None:
             object.__setattr__(self, "solver", as_solver(self.solver, "Implicit(solver)"))
+        check_tolerance("max_gain", self.max_gain)
+        if self.max_gain is not None and self.max_gain < 1:
+            raise ValueError(f"max_gain must be at least 1, where u = v; got {self.max_gain!r}")
 
     def resolve(self, forward, adjoint_solver):
         if adjoint_solver is not None and self.solver is not None:
@@ -58,18 +69,12 @@ class Implicit(Adjoint):
             own = {k: v for k in Solver.options() if (v := getattr(solver, k)) is not None}
         # Where only the forward atol counts, it says how many digits are wanted.
         rtol = (forward.atol or 0.0) if forward.rtol == 0 else forward.rtol
-        taken = dict(rtol=rtol, max_steps=forward.max_steps, atol=0.0) | own
+        taken = dict(rtol=rtol, max_steps=DEFAULT_MAX_STEPS, atol=0.0) | own
         return replace(self, solver=solver.with_options(**taken))
 
     @property
     def leaves_samples_behind(self):
         return isinstance(self.solver, Solver) and self.solver.leaves_samples_behind
-
-    @property
-    def any_size(self):
-        """Not where a tolerance is absolute."""
-        absolute = isinstance(self.solver, Solver) and self.solver.atol != 0
-        return super().any_size and not absolute
 
     def batch_sizes(self, batch):
         return self.solver.batch_sizes(batch) if isinstance(self.solver, Solver) else ()
@@ -77,4 +82,13 @@ class Implicit(Adjoint):
     def cotangent(self, pull, v, solve, end):
         """u = Jᵀu + v, started at v."""
         assert isinstance(self.solver, Solver), "resolve() has filled it in"
-        return solve(lambda u: jax.tree.map(jnp.add, pull(u), v), v, self.solver)
+        u, stats = solve(lambda u: jax.tree.map(jnp.add, pull(u), v), v, self.solver)
+        before = safe_norm(v)
+        gain = safe_norm(u) / jnp.where(before > 0, before, 1)
+        if self.max_gain is None:
+            return u, replace(stats, gain=gain)
+        limited = gain > self.max_gain
+        u = times(u, jnp.where(limited, self.max_gain / gain, 1))
+        status = jnp.where(limited, int(Status.LIMITED), stats.status).astype(jnp.int32)
+        converged = stats.converged & ~limited
+        return u, replace(stats, status=status, converged=converged, gain=gain)

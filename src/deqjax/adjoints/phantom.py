@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from .._errors import check_fraction, check_integer
 from .._solution import Stats
-from .._state import norm, subtract
+from .._state import safe_norm, subtract
 from .base import Adjoint
 
 
@@ -78,4 +79,6 @@ class JFB(Phantom):
 def _left_over(pull, u, v, steps: int) -> Stats:
     """How far u is from solving its equation. Dead code to XLA unless a probe asks for it."""
     target = jax.tree.map(lambda p, b: p + b, pull(u), v)
-    return Stats.unsolved(steps, norm(subtract(target, u)), norm(target))
+    size, length = safe_norm(v), safe_norm(u)
+    stats = Stats.unsolved(steps, safe_norm(subtract(target, u)), size)
+    return replace(stats, gain=length / jnp.where(size > 0, size, 1))

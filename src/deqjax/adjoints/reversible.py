@@ -19,13 +19,11 @@ from .base import Adjoint
 
 
 class Pair(NamedTuple):
-    """The two coupled states and what is needed to come back from them."""
+    """The two coupled states and where they started, which is where the way back must end."""
 
     y: jax.Array
     z: jax.Array
     start: jax.Array
-    best: jax.Array
-    best_step: jax.Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +77,8 @@ class Reversible(Adjoint):
         beta = self.damping
         last: Pair = end.state
         steps = end.steps
-        assert steps is not None, "`keeps_state` asks for it"
+        best_step = end.best_step
+        assert steps is not None and best_step is not None, "`keeps_state` asks for them"
         if any(varies_less(x, z) for x in theta for z in jax.tree.leaves(last.z)):
             raise ValueError(
                 "adjoint='reversible' inside shard_map would sum the gradient of a replicated "
@@ -105,8 +104,8 @@ class Reversible(Adjoint):
         def body(c):
             n, y, z, y_bar, z_bar, theta_bar = c
             # The gradient enters at the best iterate; later steps are only undone.
-            z_bar = select(last.best_step == n, v, z_bar)
-            moved, counted = n <= steps, n <= last.best_step
+            z_bar = select(best_step == n, v, z_bar)
+            moved, counted = n <= steps, n <= best_step
             z, pull = undo(z, y, moved)
             from_z, theta_1 = pull(pushed(z_bar, counted))
             z_bar = kept(z_bar, counted)
@@ -141,16 +140,19 @@ def _report(drift, size, steps) -> Stats:
 
 @dataclass(frozen=True, kw_only=True)
 class Coupled(Solver):
-    """y⁺ = (1 − β) y + β f(z),  z⁺ = (1 − β) z + β f(y⁺), remembering where the best z was."""
+    """y⁺ = (1 − β) y + β f(z),  z⁺ = (1 − β) z + β f(y⁺)."""
 
     damping: float = 0.5
 
     name = "reversible"
 
+    @property
+    def learns_slopes(self):
+        return False
+
     def init(self, point, max_steps):
         z = jax.tree.map(lambda x: x.astype(_widest(x.dtype)), point.z)
-        best, _ = point.norms
-        return Pair(z, z, z, best, jnp.zeros_like(best, jnp.int32))
+        return Pair(z, z, z)
 
     def step(self, f, point, state, k, active):
         beta = self.damping
@@ -160,21 +162,7 @@ class Coupled(Solver):
 
         y = relax(state.y, point.fz)
         z = relax(state.z, f(cast_like(y, point.z)))
-        rounded = cast_like(z, point.z)
-        new = Point.of(rounded, f(rounded))
-        residual, _ = new.norms
-        better = residual <= state.best
-        return Step(
-            new,
-            Pair(
-                y,
-                z,
-                state.start,
-                jnp.where(better, residual, state.best),
-                jnp.where(better, k + 1, state.best_step),
-            ),
-            2,
-        )
+        return Step(f.at(cast_like(z, point.z)), Pair(y, z, state.start), 2)
 
 
 def _widest(dtype):

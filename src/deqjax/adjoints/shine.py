@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 
 from .._errors import check_integer
 from .._solution import Stats
-from .._state import cast_like, norm, select
+from .._state import cast_like, safe_norm, select
 from ..solvers import Broyden
 from .base import Adjoint
 
@@ -63,15 +63,16 @@ class Shine(Adjoint):
 
         def keep_better(u, r, new):
             r_new = left(new)
-            better = norm(r_new) < norm(r)
+            better = safe_norm(r_new) < safe_norm(r)
             return select(better, new, u), select(better, r_new, r)
 
         u, r = v, pull(v)
         u, r = keep_better(u, r, minus_inverse(v))
         for _ in range(self.refine):
             u, r = keep_better(u, r, jax.tree.map(jnp.add, u, minus_inverse(r)))
-        size = norm(jax.tree.map(jnp.add, u, r))
-        return u, Stats.unsolved(2 + self.refine, norm(r), size)
+        size, length = safe_norm(v), safe_norm(u)
+        stats = Stats.unsolved(2 + self.refine, safe_norm(r), size)
+        return u, replace(stats, gain=length / jnp.where(size > 0, size, 1))
 
 
 def _conjugate(w):

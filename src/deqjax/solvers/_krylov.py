@@ -118,7 +118,9 @@ def gmres(
     unit = jnp.where(largest > 0, 1 / jnp.where(largest > 0, largest, 1), 0.0)
     rhs = (size * unit)[:, None] * c.rotations[:, :memory, 0]
     system = joined(c.triangle * unit[:, None, None], rhs, jnp.ones_like(rhs))
-    y = solve_small(system, drop=eps(b))
+    # On a singular system the last pivots are round-off, larger ones the more vectors it went
+    # through: the directions that they stand for are left out, which is the least-norm step.
+    y = solve_small(system, 4 * memory * eps(b))
     return c.basis.combine(y), c.products
 
 

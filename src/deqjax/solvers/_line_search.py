@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._state import cast_like, per_sample, select, wide
+from .._state import per_sample, select
 from .base import Cell, Point
 
 PyTree = Any
@@ -47,10 +47,8 @@ def backtrack(
     everyone = jnp.ones_like(start, bool) if active is None else active
 
     def trial(t) -> Point:
-        def move(z, d):
-            return z.astype(wide(z.dtype)) + per_sample(t, d).astype(d.dtype) * d
-
-        return f.at(cast_like(jax.tree.map(move, point.z, direction), point.z))
+        step = jax.tree.map(lambda d: per_sample(t, d).astype(d.dtype) * d, direction)
+        return f.at(f.plus(point.z, step))
 
     def judge(new: Point, t):
         size, _ = new.norms

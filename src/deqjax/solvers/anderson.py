@@ -124,4 +124,4 @@ class Anderson(Solver):
 
     def _gamma(self, system, round_off):
         ridge = 10 * round_off if self.ridge is None else self.ridge
-        return solve_small(system, drop=0.1 * ridge, ridge=ridge)
+        return solve_small(system, 0.1 * ridge, ridge)

@@ -12,7 +12,17 @@ from jax import lax
 
 from .._closure import loop_carry
 from .._errors import check_integer, check_tolerance
-from .._state import norm, round_to, scalar_dtype, select, subtract
+from .._measure import Measure, Tolerances
+from .._state import (
+    cast_like,
+    norm,
+    per_sample,
+    round_to,
+    scalar_dtype,
+    select,
+    subtract,
+    wide,
+)
 
 PyTree = Any
 
@@ -22,8 +32,9 @@ DEFAULT_MAX_STEPS = 100
 class Point(NamedTuple):
     """An iterate, f of it, the residual r = f(z) − z in float32 at least, and (‖r‖, ‖f(z)‖).
 
-    A solver's step is given all four. What it does not read costs nothing: a value that no step of
-    a compiled loop reads is not carried through it.
+    Residual and norms are in the solve's own unit, see `Cell`. A solver's step is given all four.
+    What it does not read costs nothing: a value that no step of a compiled loop reads is not
+    carried through it.
     """
 
     z: PyTree
@@ -33,8 +44,8 @@ class Point(NamedTuple):
 
     @classmethod
     def of(cls, z: PyTree, fz: PyTree) -> Point:
-        residual = subtract(fz, z)
-        return cls(z, fz, residual, (norm(residual), norm(fz)))
+        """The point in units of one."""
+        return Cell(lambda z: z).point(z, fz)
 
     def replacing(self, r: PyTree, change: PyTree, late: jax.Array) -> Point:
         """This point, its residual written as one that may overwrite the r it differs from.
@@ -57,28 +68,63 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """f as a solver sees it: callable on states with the batch on axis 0.
+    """The equation as a solver sees it: f, callable on states with the batch on axis 0.
+
+    Residuals, and so histories and small systems, are in units of `measure.unit`, a power of two
+    for each sample: numbers of about 1, whatever the units of z. z and f(z) are as they are; what a
+    solver adds to z goes through `moved` or `plus`, which take it in these units.
+
+    A root g(z) = 0 comes as f(z) = z + slope·g(z), with the residual slope·g(z) as g gave it.
 
     Attributes:
-        call: z -> f(z).
+        call: z -> f(z), or z -> g(z).
         collectives: named axes over which f communicates. Devices along them must take the same
             number of steps in every loop that calls f, or they would wait for each other for ever.
         frozen: where the samples that have ended are, and (batch,) which ones go on; None if all.
+        measure: see `deqjax._measure`; None is a unit of one.
+        tol: the tolerances of the solve.
     """
 
     call: Callable
     collectives: tuple = ()
     frozen: tuple[PyTree, jax.Array] | None = None
+    measure: Measure | None = None
+    tol: Tolerances = Tolerances(0.0, 0.0, 0)  # noqa: RUF009 - immutable
 
     def __call__(self, z: PyTree) -> PyTree:
-        return self.call(z)
+        return self._map(z, self.call(z))
+
+    def _map(self, z: PyTree, value: PyTree) -> PyTree:
+        """f(z), from what `call` gave."""
+        if not self.is_root:
+            return value
+        return added(z, value, self.measure.slope)  # type: ignore[union-attr]
+
+    @property
+    def is_root(self) -> bool:
+        return self.measure is not None and self.measure.slope is not None
+
+    def point(self, z: PyTree, value: PyTree) -> Point:
+        """The point at z, where `call` gave `value`."""
+        m = self.measure
+        if m is None:
+            residual = subtract(value, z)
+            return Point(z, value, residual, (norm(residual), norm(value)))
+        if m.slope is None:
+            residual = _scaled(subtract(value, z), 1 / m.unit)
+        else:
+            value_ = jax.tree.map(lambda x: x.astype(wide(x.dtype)), value)
+            residual = _scaled(value_, m.slope / m.unit)
+        # A problem with a yardstick of its own has no use for the length of f(z).
+        length = norm(value) / m.unit if m.given is None else m.given
+        return Point(z, self._map(z, value), residual, (norm(residual), length))
 
     def at(self, z: PyTree) -> Point:
         """The next point of a step: z and f(z). Samples that have ended stay where they are."""
         if self.frozen is not None:
             where, going = self.frozen
             z = select(going, z, where)
-        return Point.of(z, self.call(z))
+        return self.point(z, self.call(z))
 
     def moved(self, z: PyTree, step: PyTree) -> tuple[PyTree, Point]:
         """The point at z + step, and the step as the rounding of z + step has left it.
@@ -87,9 +133,45 @@ class Cell:
         """
         if self.frozen is not None:
             step = select(self.frozen[1], step, jax.tree.map(jnp.zeros_like, step))
-        step = jax.tree.map(_rounded_step, z, step)
+        step = jax.tree.map(_rounded_step, z, self._in_z(step))
         z = jax.tree.map(lambda x, dx: (x.astype(dx.dtype) + dx).astype(x.dtype), z, step)
-        return step, Point.of(z, self.call(z))
+        return self._in_units(step), self.point(z, self.call(z))
+
+    def plus(self, z: PyTree, step: PyTree) -> PyTree:
+        """z + step, in the dtypes of z."""
+        return jax.tree.map(
+            lambda x, d: (x.astype(d.dtype) + d).astype(x.dtype), z, self._in_z(step)
+        )
+
+    def difference(self, new: PyTree, old: PyTree) -> PyTree:
+        """new − old, as a step."""
+        return self._in_units(subtract(new, old))
+
+    def linearised(self, z: PyTree) -> Callable[[PyTree], PyTree]:
+        """v -> (I − J) v, minus the derivative of the residual at z, in float32 at least."""
+        _, jacobian = jax.linearize(self.call, z)
+
+        def product(v):
+            jv = jacobian(cast_like(v, z))
+            if not self.is_root:
+                return subtract(v, jv)
+            jv = jax.tree.map(lambda x: x.astype(wide(x.dtype)), jv)
+            return _scaled(jv, -self.measure.slope)  # type: ignore[union-attr]
+
+        return product
+
+    def limit(self, point: Point) -> jax.Array:
+        """What the residual may be for the solve to have converged, (batch,)."""
+        tol, length = self.tol, point.norms[1]
+        if self.measure is not None:
+            length, tol = self.measure.limit(length, tol)
+        return tol.atol + tol.rtol * length
+
+    def _in_z(self, step: PyTree) -> PyTree:
+        return step if self.measure is None else _scaled(step, self.measure.unit)
+
+    def _in_units(self, step: PyTree) -> PyTree:
+        return step if self.measure is None else _scaled(step, 1 / self.measure.unit)
 
     def anywhere(self, mask: jax.Array) -> jax.Array:
         """Whether any sample is in the mask, on any device that f communicates with."""
@@ -113,10 +195,18 @@ def _rounded_step(z, step):
     return round_to(z.dtype, wide_z + step) - wide_z
 
 
-class Tolerances(NamedTuple):
-    rtol: float
-    atol: float
-    max_steps: int
+def _scaled(a: PyTree, c: jax.Array) -> PyTree:
+    return jax.tree.map(lambda x: per_sample(c, x).astype(x.dtype) * x, a)
+
+
+def added(z: PyTree, value: PyTree, slope: jax.Array) -> PyTree:
+    """z + slope·value, in the dtypes of z."""
+
+    def leaf(x, y):
+        y = y.astype(wide(y.dtype))
+        return (x.astype(y.dtype) + per_sample(slope, y).astype(y.dtype) * y).astype(x.dtype)
+
+    return jax.tree.map(leaf, z, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +220,9 @@ class Solver:
     Attributes:
         rtol: relative tolerance; None means 1e-5 in float32, 1e-8 in float64, 2e-2 in bfloat16 and
             4e-3 in float16 (the narrowest dtype of the state decides).
-        atol: absolute tolerance; None means 1e-5 * rtol, enough to stop at z* = 0 and otherwise
-            without effect.
+        atol: absolute tolerance, in the units of z. None means 0, with 1e-7 * rtol of the largest
+            size that the problem has shown on top of rtol: enough to stop at z* = 0, and free of
+            units.
         max_steps: None means 100.
     """
 
@@ -177,18 +268,20 @@ class Solver:
         """
         raise NotImplementedError
 
-    def done(self, residual: jax.Array, f_norm: jax.Array, tol: Tolerances) -> jax.Array:
-        """‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖, per sample."""
-        return residual <= tol.atol + tol.rtol * f_norm
+    def done(self, residual: jax.Array, yardstick: jax.Array, tol: Tolerances) -> jax.Array:
+        """‖f(z) − z‖ ≤ atol + rtol·yardstick, per sample; ‖f(z)‖ as a rule (`deqjax._measure`)."""
+        return residual <= tol.atol + tol.rtol * yardstick
 
     def tolerances(self, z: PyTree) -> Tolerances:
         """This solver's tolerances for a state like z, defaults filled in."""
         rtol = self.rtol
         if rtol is None:
             rtol = max(_default_rtol(x.dtype) for x in jax.tree.leaves(z))
-        atol = 1e-5 * rtol if self.atol is None else self.atol
         max_steps = DEFAULT_MAX_STEPS if self.max_steps is None else self.max_steps
-        return Tolerances(rtol, atol, max_steps)
+        roundoff = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(z)) / 2
+        if self.atol is None:
+            return Tolerances(rtol, 0.0, max_steps, floor=1e-7 * rtol, roundoff=roundoff)
+        return Tolerances(rtol, self.atol, max_steps, roundoff=roundoff)
 
     def first_guess(self, z0: PyTree) -> PyTree:
         """Where to start, in the caller's layout."""
@@ -211,6 +304,12 @@ class Solver:
     def has_inner_loops(self) -> bool:
         """Whether a step runs loops of unknown length, which have no reverse mode."""
         return False
+
+    @property
+    def learns_slopes(self) -> bool:
+        """Whether it finds the slope of the residual by itself, so that a root's may be given a
+        first guess of it (`deqjax._root`)."""
+        return True
 
     def for_adjoint(self) -> Solver:
         """The member of this solver's family for the linear equation u = Jᵀu + v."""

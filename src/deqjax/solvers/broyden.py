@@ -90,7 +90,7 @@ class Broyden(Solver):
         direction = subtract(r, state.d_f.combine(state.gamma))
         if self.line_search:
             new, f_evals = backtrack(f, point, direction, active, growth=GROWTH)
-            s = subtract(new.z, point.z)
+            s = f.difference(new.z, point.z)
         else:
             (s, new), f_evals = f.moved(point.z, direction), 1
         y = subtract(new.residual, r)
@@ -130,7 +130,7 @@ class Broyden(Solver):
         """The state with K⁻¹ ΔZᵀ g, by eliminating the pairs from oldest to newest. k: how many
         steps made it."""
         oldest = k % state.gamma.shape[-1]
-        gamma = solve_small(state.system, drop=10 * round_off, first=oldest)
+        gamma = solve_small(state.system, 10 * round_off, 0.0, oldest)
         return state._replace(gamma=gamma)
 
     @staticmethod
@@ -144,6 +144,6 @@ class Broyden(Solver):
         order = (steps[:, None] + jnp.arange(memory)) % memory
         kernel = jax.vmap(lambda k, o: k[o][:, o].T)(kernel, order)
         b, squares = (jnp.take_along_axis(x, order, axis=1) for x in (b, squares))
-        gamma = solve_small(joined(kernel, b, squares), drop=10 * eps(w))
+        gamma = solve_small(joined(kernel, b, squares), 10 * eps(w))
         gamma = jax.vmap(lambda g, o: jnp.zeros_like(g).at[o].set(g))(gamma, order)
         return subtract(w, state.d_z.combine(gamma))

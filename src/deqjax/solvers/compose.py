@@ -51,6 +51,10 @@ class Wrapper(Solver):
     def has_inner_loops(self):
         return self.inner.has_inner_loops
 
+    @property
+    def learns_slopes(self):
+        return all(solver.learns_slopes for solver, _ in self.phases())
+
     def for_adjoint(self):
         return replace(self, solver=self.inner.for_adjoint())
 

@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from .._state import is_sharded, select
-from .base import Cell, Point, Solver, Step
+from .base import Cell, Solver, Step
 
 PyTree = Any
 
@@ -78,6 +78,10 @@ class External(Solver):
         """The next iterate, and how many evaluations of f it took."""
         raise NotImplementedError
 
+    @property
+    def learns_slopes(self):
+        return False
+
     # ------------------------------------------------------------------ for the driver
 
     def init(self, point, max_steps):
@@ -98,7 +102,11 @@ class External(Solver):
         at = Iterate(_vector(point.z), _vector(point.fz), _inner(state))
         new, f_evals = self.advance(_on_vectors(f, point.z), at)
         kept = jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), new.state, at.state)
-        new_point = Point.of(_unvector(new.v, point.z), _unvector(new.fv, point.z))
+        z = _unvector(new.v, point.z)
+        if f.is_root:  # the library's f(z) = z + g(z) has lost g where z is large
+            new_point, f_evals = f.at(z), f_evals + 1
+        else:
+            new_point = f.point(z, _unvector(new.fv, point.z))
         # Where f is not finite the solve ends, and nothing of that is left for the next one.
         kept = select(jnp.isfinite(new_point.norms[0]), _front(kept), state)
         return Step(new_point, kept, f_evals)

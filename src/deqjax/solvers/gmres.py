@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 
 from .._errors import check_integer
-from .._state import cast_like, subtract
 from ._krylov import gmres
 from .base import Cell, Point, Solver, Step
 
@@ -47,17 +45,10 @@ class GMRES(Solver):
     def step(self, f, point, state, k, active):
         """z⁺ = z + d."""
         d, products = self._direction(f, point, 0.0, active)
-        z = cast_like(jax.tree.map(lambda x, y: x.astype(y.dtype) + y, point.z, d), point.z)
-        return Step(f.at(z), state, products + 2)
+        return Step(f.at(f.plus(point.z, d)), state, products + 2)
 
     def _direction(self, f: Cell, point: Point, forcing, active):
         """d with ‖(I − J) d − r‖ ≤ max(η ‖r‖, half the tolerance), and its products."""
-        tol = self.tolerances(point.z)
-        residual, f_norm = point.norms
-        target = jnp.maximum(forcing * residual, 0.5 * (tol.atol + tol.rtol * f_norm))
-        _, jacobian = jax.linearize(f.call, point.z)
-
-        def matvec(v):
-            return subtract(v, jacobian(cast_like(v, point.z)))
-
+        target = jnp.maximum(forcing * point.norms[0], 0.5 * f.limit(point))
+        matvec = f.linearised(point.z)
         return gmres(matvec, point.residual, f=f, memory=self.memory, target=target, active=active)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import jax
 
 from .._errors import check_fraction
-from .._state import cast_like, wide
 from .base import Solver, Step
 
 
@@ -33,6 +32,10 @@ class Picard(Solver):
         super().__post_init__()
         check_fraction("damping", self.damping)
 
+    @property
+    def learns_slopes(self):
+        return False
+
     def init(self, point, max_steps):
         return ()
 
@@ -41,8 +44,5 @@ class Picard(Solver):
         if self.damping == 1.0:
             z = point.fz
         else:
-            z = jax.tree.map(
-                lambda x, r: x.astype(wide(x.dtype)) + self.damping * r, point.z, point.residual
-            )
-            z = cast_like(z, point.z)
+            z = f.plus(point.z, jax.tree.map(lambda r: self.damping * r, point.residual))
         return Step(f.at(z), state)

@@ -1,0 +1,118 @@
+"""What a residual is measured against: the one place that knows when a small one is a solution.
+
+A solver can make any relative residual small by running away: z + 1 is as close to z as one likes
+at a z that is large enough. So the yardstick of a stop test belongs to the problem and not to the
+iterate. It is
+
+- ‖v‖ for a linear equation u = Jᵀu + v, as everywhere in linear algebra;
+- for z = f(z), ‖f(z)‖, but not more than `REACH` times the largest size S that the problem has
+  shown, ‖f(z₀)‖ and the residuals on the way: a residual must have been brought down;
+- for g(z) = 0, what g changes by when the unknowns change by as much as they are
+  (`root_yardstick`).
+
+And a residual counts as no smaller than the rounding of the z that it was computed at, where that
+z is beyond `REACH` times S.
+
+Everything is per sample and in units of the sample's own (`unit`), a power of two, so that nothing
+here or in a solver depends on the units of z, g or the loss, to the last bit.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ._state import largest, scalar_dtype
+
+# How many times S a solution may be long and still be tested against its own length. In float32 at
+# the default rtol, f(z) = Jz + b with |z*| = 1000 |b| rounds at 6e-5 |b|, and is asked for 1e-3.
+REACH = 100.0
+# A residual that is tested against a length beyond S must have come down to this part of S.
+BROUGHT_DOWN = 0.1
+
+
+class Tolerances(NamedTuple):
+    """rtol, atol and max_steps of a solve, and what else its stop test needs to know.
+
+    Attributes:
+        floor: what a residual may always be, relative to S: it ends a solve at z* = 0.
+        roundoff: unit round-off of the narrowest dtype in the state.
+    """
+
+    rtol: float
+    atol: float
+    max_steps: int
+    floor: float = 0.0
+    roundoff: float = 0.0
+
+    @property
+    def reach(self) -> float:
+        """How many times S the yardstick may be."""
+        if self.rtol == 0:
+            return REACH
+        return max(1.0, min(REACH, BROUGHT_DOWN / self.rtol))
+
+
+class Measure(NamedTuple):
+    """Of one solve; all (batch,).
+
+    Attributes:
+        unit: a power of two. Residuals and norms are in it.
+        size: S, in units.
+        given: the yardstick of a problem that has one of its own, in units; None is ‖f(z)‖.
+        slope: for g(z) = 0: f(z) = z + slope·g(z) is what a solver sees. None for z = f(z).
+    """
+
+    unit: jax.Array
+    size: jax.Array
+    given: jax.Array | None = None
+    slope: jax.Array | None = None
+
+    def limit(self, length: jax.Array, tol: Tolerances) -> tuple[jax.Array, Tolerances]:
+        """(yardstick, tolerances) for `Solver.done` at a point whose f(z) is so long, in units."""
+        own = length if self.given is None else self.given
+        absolute = tol.atol / self.unit
+        if self.slope is not None:
+            absolute = absolute * jnp.abs(self.slope)
+        atol = absolute + tol.floor * self.size
+        return jnp.minimum(own, tol.reach * self.size), tol._replace(atol=atol)  # type: ignore[arg-type]
+
+    def resolved(self, residual: jax.Array, length: jax.Array, tol: Tolerances) -> jax.Array:
+        """The residual, but no less than the rounding of a z that has run away."""
+        rounding = jnp.where(length > tol.reach * self.size, tol.roundoff * length, 0)
+        return jnp.maximum(residual, rounding)
+
+    def lost(self, length: jax.Array, tol: Tolerances) -> jax.Array:
+        """Whether z is so large that a residual of size S would vanish in its rounding."""
+        return tol.roundoff * length > self.size
+
+    def seen(self, residual: jax.Array, length: jax.Array, tol: Tolerances) -> Measure:
+        """S with a residual that was met on the way, unless it is rounding or not finite."""
+        true = (residual >= tol.roundoff**0.5 * length) & (residual < jnp.inf)
+        return self._replace(size=jnp.where(true, jnp.maximum(self.size, residual), self.size))
+
+
+def power_of_two(size: jax.Array, least: float | None = None) -> jax.Array:
+    """A power of two near size, 1 for 0. No gradient flows through it.
+
+    least: sizes below it count as it, and those above its inverse as that; None is a bound whose
+    square is a number, so that states may still grow or shrink.
+    """
+    kept = jnp.finfo(size.dtype)
+    least = float(kept.tiny) ** 0.47 if least is None else least
+    size = lax.stop_gradient(size)
+    size = jnp.where((size > 0) & (size < jnp.inf), jnp.clip(size, least, 1 / least), 1)
+    return lax.reduce_precision(size, kept.nexp, 0)
+
+
+def unit_of(*states, linear: bool = False) -> jax.Array:
+    """The unit of a problem with such states: near the largest entry of each sample, (batch,).
+
+    linear: of a linear equation, whose numbers stay about as they start.
+    """
+    sizes = [largest(z).astype(scalar_dtype(z)) for z in states]
+    size = jnp.max(jnp.stack(sizes), axis=0)
+    return power_of_two(size, 4 * float(jnp.finfo(size.dtype).tiny) if linear else None)
