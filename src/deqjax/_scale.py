@@ -35,17 +35,24 @@ def checked_scale(scale: PyTree, z0: PyTree) -> PyTree:
 
     def leaf(path, s, x):
         where = jax.tree_util.keystr(path)
-        if jnp.broadcast_shapes(jnp.shape(s), x.shape) != x.shape:
+        if not _fits(jnp.shape(s), x.shape):
             raise ValueError(f"scale{where} of shape {jnp.shape(s)} does not fit z0{where}, {x.shape}")
         if not isinstance(s, Tracer) and not np.all(np.asarray(s) > 0) & np.all(np.isfinite(s)):
             raise ValueError(f"scale{where} must be positive and finite sizes of the unknowns")
         real = jnp.finfo(x.dtype).dtype
         s = lax.stop_gradient(jnp.asarray(s).astype(jnp.promote_types(real, jnp.float32)))
-        s = jnp.exp2(jnp.round(jnp.log2(s))).astype(real)
+        s = lax.reduce_precision(s, jnp.finfo(s.dtype).nexp, 0).astype(real)
         # As many axes as its leaf has, so that a batch axis is where it is in the state.
         return s.reshape((1,) * (x.ndim - s.ndim) + s.shape)
 
     return jax.tree_util.tree_map_with_path(leaf, scale, z0)
+
+
+def _fits(shape: tuple[int, ...], leaf: tuple[int, ...]) -> bool:
+    tail = leaf[len(leaf) - len(shape) :]
+    return len(shape) <= len(leaf) and all(
+        n in (1, m) for n, m in zip(shape, tail, strict=True)
+    )
 
 
 def scaled(f: Callable, scale: PyTree) -> Callable:

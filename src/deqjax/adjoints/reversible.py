@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +17,10 @@ from .._state import cast_like, norm, per_sample, select, subtract, wide
 from ..solvers import Picard
 from ..solvers.base import Point, Solver, Step
 from .base import Adjoint
+
+
+# A setting under which fewer steps can be undone is refused.
+FEW = 4
 
 
 class Pair(NamedTuple):
@@ -39,11 +44,14 @@ class Reversible(Adjoint):
     from which z = (z⁺ − β f(y⁺)) / (1 − β), then y. So it takes solver='picard', of which only the
     tolerances and max_steps are used; a step costs two evaluations of f, forward and backward.
 
-    Precision: going back multiplies round-off by up to (1 + β ρ) / (1 − β) a half-step, with ρ the
-    size of the Jacobian. The states are kept in float64 where JAX has it enabled, and f runs in its
-    own dtype; that carries about 25 steps at β = 0.5. In float32 alone use few steps or a small β.
-    The drift is measured: the backward pass ends at z0, which is known, and `adjoint_probe` reports
-    the relative distance as `rel_residual`, with `Status.DIVERGED` above 1e-2.
+    Precision: going back multiplies round-off by 1 / (1 − β) a half-step, and by up to
+    (1 + β ρ) / (1 − β) with ρ the size of the Jacobian. A solve that took more steps than can be
+    undone would have a wrong gradient whatever its status says, so it stops before: after n steps
+    with (1 − β)²ⁿ = 1000 round-offs, at the latest (`Status.MAX_STEPS`). At β = 0.5 these are 21 in
+    float64 and 7 in float32: the states are kept in float64 where JAX has it enabled, and f runs in
+    its own dtype. In float32 alone take a small β. What drift remains is measured: the backward
+    pass ends at z0, which is known, and `adjoint_probe` reports the relative distance as
+    `rel_residual`, with `Status.DIVERGED` above 1e-2.
 
     Not differentiable twice. Inside `shard_map`, cast parameters to varying outside of f.
 
@@ -149,6 +157,19 @@ class Coupled(Solver):
     @property
     def learns_slopes(self):
         return False
+
+    def tolerances(self, z):
+        """Those of the call, with no more steps than can be undone."""
+        tol = super().tolerances(z)
+        dtypes = [_widest(x.dtype) for x in jax.tree.leaves(z)]
+        roundoff = max(float(jnp.finfo(dtype).eps) for dtype in dtypes) / 2
+        steps = int(math.log(1e3 * roundoff) / (2 * math.log1p(-self.damping)))
+        if steps < min(tol.max_steps, FEW):
+            raise ValueError(
+                f"Reversible(damping={self.damping:g}) can undo {steps} steps in {dtypes[0]}: pass "
+                "a smaller damping, or enable float64 (jax_enable_x64)"
+            )
+        return tol._replace(max_steps=min(tol.max_steps, steps))
 
     def init(self, point, max_steps):
         z = jax.tree.map(lambda x: x.astype(_widest(x.dtype)), point.z)

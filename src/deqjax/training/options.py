@@ -12,7 +12,8 @@ import numpy as np
 
 from .._errors import check_integer, check_tolerance
 from .._options import choose
-from ..adjoints import as_adjoint
+from ..adjoints import Implicit, as_adjoint
+from ..solvers import as_solver
 from ..solvers.base import DEFAULT_MAX_STEPS
 from .checkpoints import CheckpointError
 from .host_memory import keep_freed_memory
@@ -40,13 +41,25 @@ class SolverOptions:
     """see rtol"""
     max_steps: int = 30
     """solver steps after which a solve stops unconverged, forward and adjoint"""
+    max_gain: float | None = None
+    """largest |u|/|v| that the adjoint of a sample may have: beyond it u is scaled down, an
+    approximation that keeps one sample near a singular I - J from being the whole gradient"""
 
     def check(self) -> None:
         choose(**self.keywords())
 
     def keywords(self) -> dict[str, Any]:
         """For `deqjax.nn.DEQ` and `deqjax.fixed_point`."""
-        return dict(vars(self))
+        options = dict(vars(self))
+        max_gain, own = options.pop("max_gain"), options.pop("adjoint_solver")
+        if self.adjoint != "implicit":
+            if max_gain is not None:
+                raise OptionError(f"--max-gain goes with adjoint=implicit, not {self.adjoint}")
+            return options | dict(adjoint_solver=own)
+        solver = as_solver(self.solver).for_adjoint() if own is None else as_solver(own)
+        # In training both passes have the same budget.
+        solver = solver.with_options(max_steps=self.max_steps)
+        return options | dict(adjoint=Implicit(solver=solver, max_gain=max_gain))
 
 
 @dataclass(frozen=True)

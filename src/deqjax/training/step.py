@@ -13,7 +13,7 @@ from flax import nnx
 
 from .._closure import vary_like, vary_with
 from .._rows import batch_rows
-from .._solution import Stats, Status
+from .._solution import Stats
 from .options import Phase
 from .parallel import Parallel
 from .schedules import scaled
@@ -277,12 +277,14 @@ def _part_sums(task, graph, phase, params, rest, step, carry, batch, rows):
 
 
 def _report(stats: Stats | None, which: str) -> dict[str, jax.Array]:
-    """Means over the batch: steps, the share converged and the relative residual."""
+    """Means over the batch: steps, the share converged and the relative residual; of an adjoint
+    solve the largest gain too, since one sample near a singular I − J can be most of a gradient."""
     if stats is None:
         return {}
     share = "converged" if which == "forward" else f"{which}_converged"
-    return {
+    report = {
         f"{which}_steps": jnp.mean(stats.steps.astype(jnp.float32)),
-        share: jnp.mean((stats.status == Status.CONVERGED).astype(jnp.float32)),
+        share: jnp.mean(stats.converged.astype(jnp.float32)),
         f"{which}_residual": jnp.mean(stats.rel_residual),
     }
+    return report if stats.gain is None else report | {f"{which}_gain": jnp.max(stats.gain)}
