@@ -18,7 +18,7 @@ from jax import lax
 from ._closure import loop_carry
 from ._compaction import put, take
 from ._measure import Measure, Tolerances, power_of_two, unit_of
-from ._root import Root, measured
+from ._root import BALANCED, MEASURED, Root, measured
 from ._solution import Stats, Status
 from ._state import dot, largest, safe_norm, select
 from .solvers.base import Cell, Point, Solver
@@ -219,7 +219,7 @@ def _remeasured(cell: Cell, c: _Carry, rules: _Rules, otherwise: Status) -> _Car
     holds = _meets(measure, c.best.residual, given, rules)
     status = jnp.where(found & ~holds, int(otherwise), c.status).astype(jnp.int32)
     best = c.best._replace(f_norm=given)
-    f_evals = c.f_evals + 2 * found
+    f_evals = c.f_evals + MEASURED * found
     return c._replace(measure=measure, best=best, status=status, f_evals=f_evals)
 
 
@@ -252,7 +252,7 @@ def _meets(measure: Measure, residual: jax.Array, f_norm: jax.Array, rules: _Rul
 def _start(
     f: Cell, z0, solver, last: Solver, trace, resume, root: Root | None, yardstick
 ) -> tuple[_Carry, jax.Array]:
-    tol, value = f.tol, f.call(z0)
+    tol, value = f.tol, f.call(z0) if root is None else root.value
     if resume is not None:
         unit = resume.unit
     elif root is not None:
@@ -295,7 +295,7 @@ def _start(
         state = last.resume(_like_mine(resume.solver_state, mine), point, age)
     zero = jnp.zeros_like(status)
     best = _Best(z0, residual, f_norm, zero + age, _by_leaf(point, unit))
-    evals = zero + (1 if root is None else 1 + root.f_evals)
+    evals = zero + (1 if root is None else BALANCED)
     carry = _Carry(k, point, state, best, measure, status, zero, evals, history)
     return carry, age
 

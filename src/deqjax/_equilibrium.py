@@ -143,9 +143,7 @@ def equilibrium(
     return _detach(solve(theta, other, z0, resume, probe, part_inputs, slope, yardstick))
 
 
-def _transposed(
-    stages: list[Stage], z: PyTree, v: PyTree, root: Root | None
-) -> Restriction | None:
+def _transposed(stages: list[Stage], z: PyTree, v: PyTree, root: Root | None) -> Restriction | None:
     """u = Jᵀu + v on a part of the batch: linearised once, when the part is formed."""
     restrict = {stage.size: stage.restrict for stage in stages}
 

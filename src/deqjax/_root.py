@@ -31,42 +31,50 @@ SAME_UNITS = 8.0
 
 
 class Root(NamedTuple):
-    """slope: f(z) = z + slope·g(z), a power of two; size: what slope·g is compared with, (batch,).
+    """What is known of g at z0.
 
-    f_evals: evaluations of g that it took to find out, besides the one at z0.
+    Attributes:
+        slope: f(z) = z + slope·g(z), a power of two, (batch,).
+        size: what slope·g is compared with, (batch,).
+        value: g(z0).
     """
 
     slope: jax.Array
     size: jax.Array
-    f_evals: int = 1
+    value: PyTree
+
+
+# Evaluations of g that `balanced` and `measured` take.
+BALANCED, MEASURED = 2, 2
 
 
 def balanced(g: Callable, z0: PyTree, learns: bool) -> Root:
     """How a solve from z0 sees g. learns: whether the solver finds the slope of its steps by
     itself, so that a first guess of it is welcome; Picard's z + g(z) is z + g(z)."""
-    change, length = _change(g, z0)
+    value = g(z0)
+    change, length = _change(g, z0, value)
     ratio = length / jnp.where(change > 0, change, 1)
     known = (change > 0) & (ratio > 0) & (ratio < jnp.inf)
     known &= (ratio > SAME_UNITS) | (ratio < 1 / SAME_UNITS)
     slope = jnp.where(known & learns, power_of_two(ratio), 1)
-    return Root(slope, change * slope)
+    return Root(slope, change * slope, value)
 
 
 def measured(g: Callable, z: PyTree, measure: Measure) -> jax.Array:
-    """The yardstick at z, in the solve's unit. Two evaluations of g."""
-    change, _ = _change(g, z)
+    """The yardstick at z, in the solve's unit."""
+    change, _ = _change(g, z, g(z))
     assert measure.slope is not None
     return jnp.where(change < jnp.inf, change * measure.slope / measure.unit, jnp.inf)
 
 
-def _change(g: Callable, z: PyTree) -> tuple[jax.Array, jax.Array]:
+def _change(g: Callable, z: PyTree, value: PyTree) -> tuple[jax.Array, jax.Array]:
     """‖g(z + δ s∘z) − g(z)‖ / δ, infinite where g is not finite there, and ‖s∘z‖."""
     z = lax.stop_gradient(z)
     roundoff = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(z))
     delta = 2.0 ** round(math.log2(roundoff) / 2)
     part = jax.tree.map(lambda x: _weights(x) * x.astype(wide(x.dtype)), z)
     moved = jax.tree.map(lambda x, d: (x.astype(d.dtype) + delta * d).astype(x.dtype), z, part)
-    change = safe_norm(subtract(g(moved), g(z))) / delta
+    change = safe_norm(subtract(g(moved), value)) / delta
     return jnp.where(jnp.isfinite(change), change, jnp.inf), safe_norm(part)
 
 

@@ -36,7 +36,9 @@ def checked_scale(scale: PyTree, z0: PyTree) -> PyTree:
     def leaf(path, s, x):
         where = jax.tree_util.keystr(path)
         if not _fits(jnp.shape(s), x.shape):
-            raise ValueError(f"scale{where} of shape {jnp.shape(s)} does not fit z0{where}, {x.shape}")
+            raise ValueError(
+                f"scale{where} of shape {jnp.shape(s)} does not fit z0{where}, {x.shape}"
+            )
         if not isinstance(s, Tracer) and not np.all(np.asarray(s) > 0) & np.all(np.isfinite(s)):
             raise ValueError(f"scale{where} must be positive and finite sizes of the unknowns")
         real = jnp.finfo(x.dtype).dtype
@@ -50,9 +52,7 @@ def checked_scale(scale: PyTree, z0: PyTree) -> PyTree:
 
 def _fits(shape: tuple[int, ...], leaf: tuple[int, ...]) -> bool:
     tail = leaf[len(leaf) - len(shape) :]
-    return len(shape) <= len(leaf) and all(
-        n in (1, m) for n, m in zip(shape, tail, strict=True)
-    )
+    return len(shape) <= len(leaf) and all(n in (1, m) for n, m in zip(shape, tail, strict=True))
 
 
 def scaled(f: Callable, scale: PyTree) -> Callable:

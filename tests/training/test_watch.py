@@ -43,7 +43,9 @@ def test_a_restart_knows_what_was_said():
 def test_a_gain_that_stays_large_is_told_once():
     watch = ConvergenceWatch(window=4)
     gains = [3.0, 9e9, 4.0, 5.0] + [1.5e3] * 6
-    news = told(watch, [{"step": i, "converged": 1.0, "adjoint_gain": g} for i, g in enumerate(gains)])
+    news = told(
+        watch, [{"step": i, "converged": 1.0, "adjoint_gain": g} for i, g in enumerate(gains)]
+    )
     # One large sample in one step is no news; a median is.
     assert [step for step, _ in news] == [6] and "1500 times" in news[0][1]
     assert watch.summary()["largest_gain"] == 9e9 and watch.summary()["gained"] == [6]

@@ -15,9 +15,8 @@ from .._errors import check_fraction
 from .._solution import Stats, Status
 from .._state import cast_like, norm, per_sample, select, subtract, wide
 from ..solvers import Picard
-from ..solvers.base import Point, Solver, Step
+from ..solvers.base import Solver, Step
 from .base import Adjoint
-
 
 # A setting under which fewer steps can be undone is refused.
 FEW = 4
