@@ -20,7 +20,7 @@ from ._compaction import put, take
 from ._measure import Measure, Tolerances, power_of_two, unit_of
 from ._root import BALANCED, MEASURED, Root, measured
 from ._solution import Stats, Status
-from ._state import dot, largest, safe_norm, select
+from ._state import dot, largest, norm, select, times
 from .solvers.base import Cell, Point, Solver
 
 PyTree = Any
@@ -103,7 +103,8 @@ def run(
     phases = solver.phases()
     cell = Cell(f, collectives, tol=tol)
     carry, age = _start(cell, z0, solver, phases[-1][0], trace, resume, root, yardstick)
-    rules = _Rules(solver, tol, age, freeze=batched or bool(collectives), loop=loop)
+    freeze, linear = batched or bool(collectives), yardstick is not None
+    rules = _Rules(solver, tol, age, freeze, loop, linear)
     *first, (last, _) = phases
     for phase, steps in first:
         carry = _phase(cell, carry, phase, rules, steps or tol.max_steps)
@@ -136,6 +137,7 @@ class _Rules(NamedTuple):
     age: jax.Array
     freeze: bool
     loop: Callable | None
+    linear: bool
 
 
 def _phase(f: Cell, carry: _Carry, solver: Solver, rules: _Rules, steps: int) -> _Carry:
@@ -258,7 +260,7 @@ def _start(
     elif root is not None:
         unit = power_of_two(jnp.maximum(root.size, root.slope * largest(value)))
     elif yardstick is not None:
-        unit = unit_of(yardstick, linear=True)
+        unit = unit_of(yardstick, value, linear=True)
     else:
         unit = unit_of(z0, value)
     measure = Measure(unit, jnp.ones_like(unit))
@@ -266,7 +268,7 @@ def _start(
         size = jnp.where(root.size < jnp.inf, root.size, 0) / unit
         measure = Measure(unit, size, size, root.slope)
     elif yardstick is not None:
-        size = safe_norm(yardstick) / unit
+        size = norm(times(yardstick, 1 / unit))
         measure = Measure(unit, size, size)
     point = replace(f, measure=measure).point(z0, value)
     residual, f_norm = point.norms
@@ -381,9 +383,14 @@ def _finish(c: _Carry, rules: _Rules) -> Result:
     ran_away = (residual <= tol.rtol * f_norm) & (f_norm > tol.reach * c.measure.size)
     unfinished = jnp.where(ran_away, Status.UNBOUNDED, Status.MAX_STEPS)
     status = jnp.where(c.status == Status.RUNNING, unfinished, c.status).astype(jnp.int32)
-    if c.measure.given is not None and c.measure.slope is None:
+    gain = None
+    if rules.linear:
+        given = c.measure.given
+        assert given is not None
+        length = norm(times(best.z, 1 / unit))
+        gain = length / jnp.where(given > 0, given, 1)
         # The residual of a linear equation may be nothing but the rounding of a solution so long.
-        rounding = 0.1 * tol.roundoff * safe_norm(best.z) / unit
+        rounding = 0.1 * tol.roundoff * length
         lost = (status == Status.CONVERGED) & ~_meets(c.measure, rounding, f_norm, rules)
         status = jnp.where(lost, int(Status.UNBOUNDED), status)
     size = best.f_norm if c.measure.given is None else c.measure.given
@@ -400,5 +407,6 @@ def _finish(c: _Carry, rules: _Rules) -> Result:
         rel_residual=relative,
         trace=None if c.trace is None else c.trace * to_user,
         leaves=best.leaves,
+        gain=gain,
     )
     return Result(best.z, stats, Resume(c.solver_state, rules.age + c.k, unit, best.step))

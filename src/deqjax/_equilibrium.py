@@ -103,8 +103,8 @@ def equilibrium(
     @jax.custom_vjp
     def solve(theta, other, z0, resume, probe, part_inputs, root, yardstick):
         del probe
-        final = options | dict(resume=resume, stages=stages(sizes, part_inputs))
-        final |= dict(root=root, yardstick=yardstick)
+        final: dict[str, Any] = dict(resume=resume, root=root, yardstick=yardstick)
+        final |= options | {"stages": stages(sizes, part_inputs)}
         return run(lambda z: value(z, theta, other), z0, solver, **final)
 
     def forward(*args):
@@ -149,7 +149,8 @@ def _transposed(stages: list[Stage], z: PyTree, v: PyTree, root: Root | None) ->
 
     def prepare(index):
         part, z_part = restrict[index.shape[0]](index), take(z, index)
-        f = part if root is None else lambda z: added(z, part(z), take(root.slope, index))
+        slope = None if root is None else take(root.slope, index)
+        f = part if slope is None else lambda z: added(z, part(z), slope)
         _, pull = jax.vjp(f, z_part)
         return pull, take(v, index)
 

@@ -19,13 +19,15 @@ here or in a solver depends on the units of z, g or the loss, to the last bit.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._state import largest, scalar_dtype
+from ._state import largest, magnitude, scalar_dtype
+
+PyTree = Any
 
 # How many times S a solution may be long and still be tested against its own length. In float32 at
 # the default rtol, f(z) = Jz + b with |z*| = 1000 |b| rounds at 6e-5 |b|, and is asked for 1e-3.
@@ -102,17 +104,18 @@ def power_of_two(size: jax.Array, least: float | None = None) -> jax.Array:
     square is a number, so that states may still grow or shrink.
     """
     kept = jnp.finfo(size.dtype)
-    least = float(kept.tiny) ** 0.47 if least is None else least
+    bound = float(kept.tiny) ** 0.47 if least is None else least
     size = lax.stop_gradient(size)
-    size = jnp.where((size > 0) & (size < jnp.inf), jnp.clip(size, least, 1 / least), 1)
+    size = jnp.where((size > 0) & (size < jnp.inf), jnp.clip(size, bound, 1 / bound), 1)
     return lax.reduce_precision(size, kept.nexp, 0)
 
 
-def unit_of(*states, linear: bool = False) -> jax.Array:
-    """The unit of a problem with such states: near the largest entry of each sample, (batch,).
+def unit_of(z: PyTree, value: PyTree, *, linear: bool = False) -> jax.Array:
+    """The unit of a problem with z and f(z): near their largest entry in each sample, (batch,).
 
     linear: of a linear equation, whose numbers stay about as they start.
     """
-    sizes = [largest(z).astype(scalar_dtype(z)) for z in states]
-    size = jnp.max(jnp.stack(sizes), axis=0)
+    # Of both at once: z alone is often zeros, and XLA would sum up a constant when it compiles.
+    both = jax.tree.map(lambda x, y: jnp.maximum(magnitude(x), magnitude(y)), z, value)
+    size = largest(both).astype(scalar_dtype(z))
     return power_of_two(size, 4 * float(jnp.finfo(size.dtype).tiny) if linear else None)

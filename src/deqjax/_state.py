@@ -122,14 +122,20 @@ def times(a: PyTree, c: jax.Array) -> PyTree:
 
 def largest(a: PyTree) -> jax.Array:
     """The largest finite |x| of each sample, (batch,), over real and imaginary parts; 0 if none."""
-    return functools.reduce(jnp.maximum, map(_largest, jax.tree.leaves(lax.stop_gradient(a))))
+
+    def leaf(x):
+        return jnp.max(magnitude(x), axis=tuple(range(1, x.ndim)), initial=0)
+
+    return functools.reduce(jnp.maximum, map(leaf, jax.tree.leaves(a)))
 
 
-def _largest(x):
+def magnitude(x: jax.Array) -> jax.Array:
+    """|x|, of real and imaginary parts the larger, where it is finite; 0 elsewhere. No gradient."""
+    x = lax.stop_gradient(x)
     if jnp.iscomplexobj(x):
-        return jnp.maximum(_largest(x.real), _largest(x.imag))
+        return jnp.maximum(magnitude(x.real), magnitude(x.imag))
     x = jnp.abs(x).astype(wide(x.dtype))
-    return jnp.max(jnp.where(x < jnp.inf, x, 0), axis=tuple(range(1, x.ndim)), initial=0)
+    return jnp.where(x < jnp.inf, x, 0)
 
 
 def _contract(x, y, contracting, batch: int = 1):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from .._errors import check_tolerance
 from .._solution import Status
-from .._state import safe_norm, times
+from .._state import times
 from ..solvers import Solver, as_solver
 from ..solvers.base import DEFAULT_MAX_STEPS
 from .base import Adjoint
@@ -83,12 +83,10 @@ class Implicit(Adjoint):
         """u = Jᵀu + v, started at v."""
         assert isinstance(self.solver, Solver), "resolve() has filled it in"
         u, stats = solve(lambda u: jax.tree.map(jnp.add, pull(u), v), v, self.solver)
-        before = safe_norm(v)
-        gain = safe_norm(u) / jnp.where(before > 0, before, 1)
         if self.max_gain is None:
-            return u, replace(stats, gain=gain)
-        limited = gain > self.max_gain
-        u = times(u, jnp.where(limited, self.max_gain / gain, 1))
+            return u, stats
+        limited = stats.gain > self.max_gain
+        u = times(u, jnp.where(limited, self.max_gain / stats.gain, 1))
         status = jnp.where(limited, int(Status.LIMITED), stats.status).astype(jnp.int32)
         converged = stats.converged & ~limited
-        return u, replace(stats, status=status, converged=converged, gain=gain)
+        return u, replace(stats, status=status, converged=converged)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -111,7 +112,7 @@ class Cell:
             residual = subtract(value, z)
             return Point(z, value, residual, (norm(residual), norm(value)))
         if m.slope is None:
-            residual = _scaled(subtract(value, z), 1 / m.unit)
+            residual = self.difference(value, z)
         else:
             value_ = jax.tree.map(lambda x: x.astype(wide(x.dtype)), value)
             residual = _scaled(value_, m.slope / m.unit)
@@ -133,9 +134,9 @@ class Cell:
         """
         if self.frozen is not None:
             step = select(self.frozen[1], step, jax.tree.map(jnp.zeros_like, step))
-        step = jax.tree.map(_rounded_step, z, self._in_z(step))
-        z = jax.tree.map(lambda x, dx: (x.astype(dx.dtype) + dx).astype(x.dtype), z, step)
-        return self._in_units(step), self.point(z, self.call(z))
+        step = jax.tree.map(partial(_rounded_step, self.inverse_unit), z, step)
+        z = self.plus(z, step)
+        return step, self.point(z, self.call(z))
 
     def plus(self, z: PyTree, step: PyTree) -> PyTree:
         """z + step, in the dtypes of z."""
@@ -144,8 +145,10 @@ class Cell:
         )
 
     def difference(self, new: PyTree, old: PyTree) -> PyTree:
-        """new − old, as a step."""
-        return self._in_units(subtract(new, old))
+        """new − old, in units."""
+        # Scaled before and not after: of a difference of two arrays XLA makes one, and all who read
+        # it do so; a multiple of one array it computes anew in each of their kernels.
+        return subtract(self._in_units(new), self._in_units(old))
 
     def linearised(self, z: PyTree) -> Callable[[PyTree], PyTree]:
         """v -> (I − J) v, minus the derivative of the residual at z, in float32 at least."""
@@ -167,11 +170,15 @@ class Cell:
             length, tol = self.measure.limit(length, tol)
         return tol.atol + tol.rtol * length
 
+    @property
+    def inverse_unit(self) -> jax.Array | None:
+        return None if self.measure is None else 1 / self.measure.unit
+
     def _in_z(self, step: PyTree) -> PyTree:
         return step if self.measure is None else _scaled(step, self.measure.unit)
 
-    def _in_units(self, step: PyTree) -> PyTree:
-        return step if self.measure is None else _scaled(step, 1 / self.measure.unit)
+    def _in_units(self, z: PyTree) -> PyTree:
+        return jax.tree.map(partial(_times, self.inverse_unit), z)
 
     def anywhere(self, mask: jax.Array) -> jax.Array:
         """Whether any sample is in the mask, on any device that f communicates with."""
@@ -189,9 +196,16 @@ class Cell:
         return lax.while_loop(lambda c: self.anywhere(unfinished(c)), body, carry)
 
 
-def _rounded_step(z, step):
-    """(z + step) − z, with the sum rounded to z's dtype."""
-    wide_z = z.astype(step.dtype)
+def _times(c: jax.Array | None, x: jax.Array) -> jax.Array:
+    """c·x in the dtype of arithmetic; None is one."""
+    x = x.astype(wide(x.dtype))
+    return x if c is None else x * per_sample(c, x).astype(x.dtype)
+
+
+def _rounded_step(inverse_unit, z, step):
+    """(z + step) − z in units, with the sum rounded to z's dtype: a unit is a power of two, and
+    rounding does not mind it."""
+    wide_z = _times(inverse_unit, z).astype(step.dtype)
     return round_to(z.dtype, wide_z + step) - wide_z
 
 

@@ -50,11 +50,8 @@ class ConvergenceWatch:
         self._largest_gain = max(gain, self._largest_gain or 0.0)
         self._gains.append(gain)
         full = len(self._gains) == self._gains.maxlen
-        if (
-            self._gained
-            or not full
-            or (median := statistics.median(self._gains)) <= self._most_gain
-        ):
+        median = statistics.median(self._gains)
+        if self._gained or not full or median <= self._most_gain:
             return None
         self._gained.append(step)
         return (
