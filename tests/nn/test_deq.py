@@ -234,6 +234,86 @@ def test_other_state_is_updated_under_grad_and_takes_no_part_in_it():
     assert_close(dx, jax.grad(weighted)(x))
 
 
+def test_function_is_the_equation_that_the_next_call_solves():
+    deq, x = DEQ(MaskCell(), **TIGHT), inputs()
+    before = deq.function(x)
+    first = solve(deq, x).z  # draws keys for the next one; f keeps its own
+    after = deq.function(x)
+    second = solve(deq, x).z
+    assert_close(before(first), first, 1e-11)
+    assert_close(after(second), second, 1e-11)
+    assert not np.allclose(after(first), first)
+
+
+@pytest.mark.parametrize("kind", ["array", "ref", "numpy"])
+def test_function_is_a_snapshot(kind):
+    class Cell(nnx.Module):
+        def __init__(self):
+            start = np.array(0.5) if kind == "numpy" else jnp.array(0.5)
+            self.w = nnx.Param(start, use_ref=kind == "ref")
+            self.drop = nnx.Dropout(0.5, rngs=nnx.Rngs(2))
+            self.mean = nnx.BatchStat(jnp.array(1.0))
+
+        def __call__(self, z, x):
+            return self.w[...] * self.drop(z) + x + self.mean[...]
+
+    cell, x = Cell(), np.ones((4, D))
+    deq = DEQ(cell, **TIGHT)
+    f = deq.function(x)
+    wanted = f(jnp.ones_like(x))
+    assert set(np.ravel(wanted).tolist()) == {2.0, 3.0}  # dropped, or doubled
+    deq(x)
+    deq.eval()
+    if kind == "numpy":
+        cell.w.get_value()[...] = 0.9
+        x += 1
+    else:
+        cell.w[...] = 0.9
+    cell.mean[...] = 7.0
+    np.testing.assert_array_equal(f(jnp.ones_like(x)), wanted)
+
+
+class Normalised(Affine):
+    """f(z, x) = tanh(BatchNorm(z W) / 2 + x): in train mode, every row of all rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nnx.BatchNorm(D, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+        # Flax makes these in float32.
+        self.norm.mean, self.norm.var = nnx.BatchStat(jnp.zeros(D)), nnx.BatchStat(jnp.ones(D))
+
+    def __call__(self, z, x):
+        return jnp.tanh(0.5 * self.norm(z @ self.kernel[...]) + x)
+
+
+def test_batch_norm_in_train_mode_is_one_equation():
+    """Solution and gradient against the plain equation, iterated and differentiated as it is."""
+    x = inputs(6) * jnp.geomspace(0.01, 5, 6)[:, None]
+    options = TIGHT | dict(rtol=1e-13, max_steps=400)
+
+    def rows(kernel, x, z):
+        u = z @ kernel
+        u = (u - u.mean(0)) / jnp.sqrt(u.var(0) + 1e-5)
+        return jnp.tanh(0.5 * u + x)
+
+    def exact(kernel, x):
+        return jax.lax.scan(lambda z, _: (rows(kernel, x, z), None), x, length=400)[0]
+
+    deq = DEQ(Normalised(), batch_axis=None, **options)
+    deq.train()
+    kernel, f = deq.cell.kernel[...], deq.function(x)
+    sol = solve(deq, x)
+    assert sol.stats.converged.shape == () and bool(sol.stats.converged)
+    assert_close(f(sol.z), sol.z, 1e-11)
+    assert_close(sol.z, exact(kernel, x), 1e-9)
+    _, (grads, dx) = value_and_grads(deq, x)
+    d_kernel, wanted_dx = jax.grad(lambda k, x: weighted(exact(k, x)), (0, 1))(kernel, x)
+    assert_close(grads["cell"]["kernel"][...], d_kernel, 1e-7)
+    assert_close(dx, wanted_dx, 1e-7)
+    alone = jax.vmap(lambda x: exact(kernel, x[None])[0])(x)
+    assert not np.allclose(sol.z, alone, atol=0.01)  # the rows do depend on each other
+
+
 def test_a_cell_without_other_state_is_not_called_again():
     calls = []
 

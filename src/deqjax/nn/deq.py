@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from .._errors import check_integer
@@ -32,6 +33,11 @@ class DEQ(nnx.Module):
     inside the cell is drawn once per solve: the equation stays one equation. When the cell holds
     state besides parameters (random counters, running statistics), it is updated by one call at z*
     after the solve; XLA drops what that call computes beyond the update.
+
+    A cell that normalises over the batch, such as one with BatchNorm in train mode, computes each
+    sample from all of them. The samples are then one equation together and not a batch of
+    independent ones: `batch_axis=None` is right, for the solution and for its gradient. In eval
+    mode, with running statistics, they are independent again.
 
     The gradient is the same in train and in eval mode: the mode changes the cell, not the adjoint.
 
@@ -150,8 +156,27 @@ class DEQ(nnx.Module):
         return solution
 
     def function(self, context: PyTree) -> Callable[[PyTree], PyTree]:
-        """The f(z) that a call with this context solves, as the solver sees it: in its `dtype`,
-        with the weights and random keys of now."""
+        """The f(z) that the next call with this context solves, as its solver sees it.
+
+        A snapshot: weights, random keys, running statistics and the mode are those of now. What
+        later happens to the module (an optimiser's step, a call that draws new keys, `eval()`) does
+        not change f, so make f before the call whose equation is meant.
+
+        Examples:
+            >>> import jax.numpy as jnp
+            >>> from flax import nnx
+            >>> from deqjax.nn import DEQ
+            >>> class Half(nnx.Module):
+            ...     def __init__(self):
+            ...         self.scale = nnx.Param(jnp.array(0.5))
+            ...     def __call__(self, z, x):
+            ...         return self.scale[...] * z + x
+            >>> deq = DEQ(Half())
+            >>> f = deq.function(jnp.ones((2, 3)))
+            >>> deq.cell.scale[...] = 0.9
+            >>> float(f(jnp.ones((2, 3)))[0, 0])
+            1.5
+        """
         f, arrays = self._function(context)
         return lambda z: f(z, arrays)
 
@@ -162,6 +187,8 @@ class DEQ(nnx.Module):
         (a length, a name) stays as it is.
         """
         graph, state = nnx.split(self.cell)
+        # Variables are references to values: f is the equation of the values of now.
+        state, context = _frozen((state, context))
         leaves, form = jax.tree.flatten(context)
         is_array = [isinstance(x, jax.Array) for x in leaves]
         arrays = [x for x, a in zip(leaves, is_array, strict=True) if a]
@@ -179,6 +206,17 @@ class DEQ(nnx.Module):
     def _initial_state(self, x: PyTree) -> PyTree:
         initial_state = getattr(self.cell, "initial_state", None)
         return jax.tree.map(jnp.zeros_like, x) if initial_state is None else initial_state(x)
+
+
+def _frozen(tree: PyTree) -> PyTree:
+    """The same values in new Variables, none of which can be changed in place any more."""
+
+    def value(x):
+        if isinstance(x, np.ndarray):
+            return x.copy()
+        return x[...] if isinstance(x, jax.Ref) else x
+
+    return jax.tree.map(value, tree)
 
 
 def _cast(tree: PyTree, dtype: Any) -> PyTree:
