@@ -98,9 +98,17 @@ def test_spectrum(ax):
 
 
 def test_unsure_values_are_hollow(ax):
-    Spectrum(np.array([0.9, 0.5 + 0j]), np.array([0.001, 0.3]), False).plot(ax)
-    assert "not converged (residual > 5 %)" in labels(ax)
+    values, unsure = np.array([0.9, 0.5 + 0j]), np.array([0.001, 0.3])
+    Spectrum(values, unsure, False, np.ones(2), unsure).plot(ax)
+    assert "not converged (uncertain by > 2 %)" in labels(ax)
     assert [len(c.get_offsets()) for c in ax.collections] == [1, 1]
+    assert ax.get_title() == "spectral radius 0.9"
+
+
+def test_a_radius_that_is_not_known_is_no_bare_number(ax):
+    values, residuals = np.array([1.2, 0.5 + 0j]), np.array([0.03, 0.001])
+    Spectrum(values, residuals, False, np.full(2, 10.0), 10 * residuals * abs(values)).plot(ax)
+    assert ax.get_title() == "spectral radius 1.2 ± 0.4, not converged"
 
 
 def test_new_axes_where_none_are_given():

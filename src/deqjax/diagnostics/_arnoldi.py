@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._jacobian import Jacobian, matmul, norm
+from ._jacobian import matmul, norm
 
 
-def arnoldi(jacobian: Jacobian, key: jax.Array | None, m: int) -> tuple[jax.Array, jax.Array]:
-    """H, (batch, m, m), and β, (batch,), with J Q = Q H + β q eₘᵀ and (Q, q) orthonormal.
+def arnoldi(
+    push: Callable[[jax.Array], jax.Array], first: jax.Array, m: int
+) -> tuple[jax.Array, jax.Array]:
+    """Qᵀ, (batch, m, n), and H̃, (batch, m + 1, m), with J Q = (Q, q) H̃ and (Q, q) orthonormal.
 
-    The eigenvalues of H, the Ritz values, approach the outermost ones of J first. Costs m JVPs and
-    m + 1 vectors a sample. m must not exceed n.
+    The eigenvalues of H, which is H̃ without its last row (0 … 0 β), are the Ritz values: they
+    approach the outermost ones of J first. Costs m calls of push, v ↦ J v, and m + 1 vectors a
+    sample. `first` is (batch, n) and not zero; m must not exceed n.
     """
-    eps = jnp.finfo(jacobian.dtype).eps
+    eps = jnp.finfo(first.dtype).eps
 
     def orthogonal(w, q):
         """w − Q Qᵀw, twice for what round-off leaves, and Qᵀw."""
@@ -31,11 +36,11 @@ def arnoldi(jacobian: Jacobian, key: jax.Array | None, m: int) -> tuple[jax.Arra
         length = norm(w)
         return w / jnp.where(length > 0, length, 1)[:, None], length
 
-    first = unit(jacobian.random(key))[0]
+    first = unit(first)[0]
 
     def step(j, carry):
         q, h = carry
-        jq = jacobian.push(q[:, j])
+        jq = push(q[:, j])
         w, column = orthogonal(jq, q)
         w, beta = unit(w)
         # Where the space is invariant, go on with any vector outside it: H then falls apart into
@@ -47,11 +52,11 @@ def arnoldi(jacobian: Jacobian, key: jax.Array | None, m: int) -> tuple[jax.Arra
         column = column.at[:, j + 1].set(jnp.where(closed, 0, beta))
         return q.at[:, j + 1].set(w), h.at[:, :, j].set(column)
 
-    q = jnp.zeros((jacobian.batch, m + 1, jacobian.n), jacobian.dtype)
-    q = q.at[:, 0].set(first)
-    h = jnp.zeros((jacobian.batch, m + 1, m), jacobian.dtype)
-    _, h = lax.fori_loop(0, m, step, (q, h))
-    return h[:, :m], h[:, m, m - 1]
+    batch, n = first.shape
+    q = jnp.zeros((batch, m + 1, n), first.dtype).at[:, 0].set(first)
+    h = jnp.zeros((batch, m + 1, m), first.dtype)
+    q, h = lax.fori_loop(0, m, step, (q, h))
+    return q[:, :m], h
 
 
 def eig(h: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -82,6 +82,11 @@ def _unravel(v: jax.Array, like: PyTree) -> PyTree:
     return jax.tree.unflatten(treedef, out)
 
 
+def eps_of(z: PyTree) -> float:
+    """Relative precision in which f runs, as far as the dtypes of z tell."""
+    return max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(z))
+
+
 def size(z: PyTree) -> int:
     """n for a state in inner layout."""
     return sum(x[0].size * (2 if jnp.iscomplexobj(x) else 1) for x in jax.tree.leaves(z))

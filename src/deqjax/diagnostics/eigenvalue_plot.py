@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ._condition import sentence
 from ._drawing import COLOURS, QUIET, axes, quiet
 from .eigenvalues import Spectrum
 
@@ -13,8 +14,9 @@ from .eigenvalues import Spectrum
 def plot_spectrum(eigenvalues: Any, ax: Any = None) -> Any:
     """Draw eigenvalues in the complex plane, with the unit circle.
 
-    Inside the circle: Picard iteration converges near this z. Ritz values with a residual above
-    5 % are drawn hollow: they are in no certain place yet.
+    Inside the circle: Picard iteration converges near this z. Values that are uncertain by more
+    than 2 % are drawn hollow: they are in no certain place yet. The title says where that is so of
+    the outermost one.
 
     Args:
         eigenvalues: a `Spectrum`, or an array of complex numbers of any shape.
@@ -31,11 +33,14 @@ def plot_spectrum(eigenvalues: Any, ax: Any = None) -> Any:
         >>> ax.get_title()
         'spectral radius 0.8'
     """
-    residuals = None
     if isinstance(eigenvalues, Spectrum):
-        eigenvalues, residuals = eigenvalues.eigenvalues, np.ravel(eigenvalues.residuals)
+        title = sentence(eigenvalues.radius, eigenvalues.uncertainties[..., 0])
+        eigenvalues, sure = eigenvalues.eigenvalues, np.ravel(eigenvalues.converged)
+    else:
+        eigenvalues = np.asarray(eigenvalues, np.complex128)
+        title = f"spectral radius {np.abs(eigenvalues).max(initial=0):.3g}"
+        sure = np.ones(eigenvalues.size, bool)
     values = np.ravel(np.asarray(eigenvalues, np.complex128))
-    sure = np.ones(values.shape, bool) if residuals is None else residuals <= 0.05
     ax = axes(ax, (4.8, 4.8))
     angle = np.linspace(0, 2 * np.pi, 400)
     ax.fill(np.cos(angle), np.sin(angle), color=COLOURS[0], alpha=0.06, linewidth=0)
@@ -48,10 +53,10 @@ def plot_spectrum(eigenvalues: Any, ax: Any = None) -> Any:
             values.imag[~sure],
             facecolors="none",
             edgecolors=COLOURS[1],
-            label="not converged (residual > 5 %)",
+            label="not converged (uncertain by > 2 %)",
             **dots,
         )
-    ax.set_title(f"spectral radius {np.abs(values).max(initial=0):.3g}")
+    ax.set_title(title)
     ax.set_xlabel("real part")
     ax.set_ylabel("imaginary part")
     ax.set_aspect("equal", adjustable="datalim")

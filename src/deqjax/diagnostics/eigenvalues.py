@@ -15,30 +15,47 @@ from jax import lax
 from .._errors import check_integer
 from .._state import to_front
 from ._arnoldi import arnoldi, eig_on_host
+from ._condition import TRUSTED, conditions, dense_conditions, sentence
 from ._inputs import check_concrete, checked
-from ._jacobian import Jacobian, size
+from ._jacobian import Jacobian, eps_of, matmul, size
 
 PyTree = Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Spectrum:
-    """What `spectrum` found, largest modulus first, as numpy arrays.
+    """What `spectrum` found, largest modulus first, as numpy arrays. Printed, it is a sentence.
 
     Attributes:
         eigenvalues: complex128, (m,), or (batch, m) with `batch_axis`.
         residuals: ‖J v − λ v‖ / |λ| for each, v of length one; 0 for a dense spectrum.
         dense: True if these are all the eigenvalues of J, False if Ritz values.
+        conditions: condition numbers, as in `SpectralRadius`.
+        uncertainties: how far from an eigenvalue each may be, to first order. As there.
     """
 
     eigenvalues: np.ndarray
     residuals: np.ndarray
     dense: bool
+    conditions: np.ndarray
+    uncertainties: np.ndarray
 
     @property
     def radius(self) -> Any:
         """max |λ|, a number, or (batch,)."""
         return np.abs(self.eigenvalues).max(axis=-1)
+
+    @property
+    def converged(self) -> np.ndarray:
+        """Which eigenvalues are uncertain by less than 2 % of their modulus."""
+        return self.uncertainties <= TRUSTED * np.abs(self.eigenvalues)
+
+    def __str__(self) -> str:
+        kind = "eigenvalues" if self.dense else "Ritz values"
+        said = sentence(self.radius, self.uncertainties[..., 0])
+        return f"{said}; {self.converged.sum()} of {self.converged.size} {kind} converged"
+
+    __repr__ = __str__
 
     def plot(self, ax: Any = None) -> Any:
         """`plot_spectrum` of this."""
@@ -64,11 +81,14 @@ def spectrum(
 
     States of up to `dense_up_to` numbers: J is built from n JVPs. Larger ones: Arnoldi's method
     with full reorthogonalisation (Saad 2011, "Numerical methods for large eigenvalue problems",
-    chapter 6), `count` JVPs and vectors. Its Ritz values approach the outermost eigenvalues first;
-    believe those with a small residual. The small eigenproblem is solved by numpy in float64.
+    chapter 6), for J and for Jᵀ: `count` JVPs, `count` VJPs, and twice as many vectors. Its Ritz
+    values approach the outermost eigenvalues first; believe those that are `converged`, which takes
+    the condition number of each into account: see `spectral_radius`. The small eigenproblem is
+    solved by numpy in float64.
 
     Args:
-        f: f(z, *args) -> the pytree, shapes and dtypes of z, with a forward-mode derivative.
+        f: f(z, *args) -> the pytree, shapes and dtypes of z, with a forward-mode derivative, and
+            for large states a reverse-mode one.
         z: pytree of floating-point arrays, `sol.z` as a rule.
         *args: pytrees of arrays.
         batch_axis: as in `fixed_point`: each sample has a Jacobian of its own.
@@ -93,23 +113,52 @@ def spectrum(
     n = size(to_front(z, batch_axis))
     dense = n <= dense_up_to
 
+    solve = _dense if dense else partial(_ritz, key=key, count=min(count, n))
+    values, residuals, found = solve(lambda z, args: Jacobian(f, z, args, batch_axis), z, args)
+    order = np.argsort(-np.abs(values), axis=-1, kind="stable")
+    pick = (lambda x: x[0]) if batch_axis is None else (lambda x: x)
+    values, residuals, condition, uncertainty = (
+        pick(np.take_along_axis(np.asarray(x), order, axis=-1)) for x in (values, residuals, *found)
+    )
+    return Spectrum(values, residuals, dense, condition, uncertainty)
+
+
+def _dense(jacobian: Callable[..., Jacobian], z: PyTree, args: PyTree):
+    matrices = np.asarray(jax.jit(lambda z, args: _matrix(jacobian(z, args)))(z, args))
+    values, vectors = eig_on_host(matrices)
+    found = dense_conditions(matrices, vectors, eps_of(z))
+    return values, np.zeros(values.shape), found
+
+
+def _ritz(
+    jacobian: Callable[..., Jacobian],
+    z: PyTree,
+    args: PyTree,
+    key: jax.Array | None,
+    count: int,
+):
     @jax.jit
     def reduce(z, args):
-        jacobian = Jacobian(f, z, args, batch_axis)
-        if dense:
-            return _matrix(jacobian), jnp.zeros(jacobian.batch)
-        return arnoldi(jacobian, key, min(count, n))
+        j = jacobian(z, args)
+        first = j.random(key)
+        q, h = arnoldi(j.push, first, count)
+        p, h_left = arnoldi(j.pull, first, count)
+        return h, h_left, matmul(p, q.mT)
 
-    h, beta = (np.asarray(x, np.float64) for x in reduce(z, args))
+    h, h_left, pq = reduce(z, args)
+    values, vectors = eig_on_host(np.asarray(h[:, :count]))
     # For H y = λ y the residual of Q y is β |yₘ|.
-    values, vectors = eig_on_host(h)
+    error = np.asarray(h[:, count, count - 1 :], np.float64) * np.abs(vectors[:, -1])
     modulus = np.abs(values)
-    error = beta[:, None] * np.abs(vectors[:, -1])
     residuals = np.divide(error, modulus, out=np.where(error == 0, 0.0, np.inf), where=modulus != 0)
-    order = np.argsort(-modulus, axis=-1, kind="stable")
-    sort = partial(np.take_along_axis, indices=order, axis=-1)
-    pick = (lambda x: x[0]) if batch_axis is None else (lambda x: x)
-    return Spectrum(pick(sort(values)), pick(sort(residuals)), dense)
+    complex_dtype = jnp.result_type(h.dtype, jnp.complex64)
+    small = (jnp.asarray(values, complex_dtype), jnp.asarray(vectors, complex_dtype))
+    found = jax.jit(
+        lambda h, values, vectors, pq, error: conditions(
+            h, values, matmul(pq, vectors), error, eps_of(z)
+        )
+    )(h_left, *small, pq, jnp.asarray(error, h.dtype))
+    return values, residuals, found
 
 
 def _matrix(jacobian: Jacobian) -> jax.Array:
