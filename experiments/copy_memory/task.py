@@ -9,13 +9,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from deqjax import adjoint_probe
 from deqjax._errors import check_tolerance
 from deqjax.adjoints import as_adjoint
 from deqjax.data import copy_memory
+from deqjax.nn import cross_entropy
 from deqjax.regularization import jacobian_penalty
 from deqjax.training import OptionError, SolverOptions, Task, TrainOptions, checked, draw_rows
 
@@ -130,7 +130,8 @@ class CopyMemory(Task):
             if self.config.random_starts:
                 options["z0"] = self._starts(step, (*batch.inputs.shape, model.cell.d))
         out = model(batch.inputs, **options)
-        loss, recall = _losses(out.logits, batch.targets)
+        nats, recall = _losses(out.logits, batch.targets)
+        loss = nats.mean()
         metrics: dict[str, Any] = {"recall": recall}
         if self.solves:
             metrics["solve"], z = out.solution.stats, out.solution.z
@@ -164,12 +165,16 @@ class CopyMemory(Task):
 def evaluate(
     model: Any, pair: Pair, batch_size: int, start: Callable[[np.ndarray], Any] | None = None
 ) -> Score:
-    """Score a model on every sequence of `pair`. start: inputs -> z0, where solves begin."""
+    """Score a model on every sequence of `pair`, with sums in float64.
+
+    start: inputs -> z0, where solves begin.
+    """
     sums, n = np.zeros(4), len(pair.inputs)
     for first in range(0, n, batch_size):
         batch = pair.rows(slice(first, first + batch_size))
         options = {} if start is None else {"z0": start(batch.inputs)}
-        sums += len(batch.inputs) * np.asarray(_score(model, batch, options), np.float64)
+        nats, others = (np.asarray(x, np.float64) for x in _score(model, batch, options))
+        sums += [nats.mean(-1).sum(), *(len(batch.inputs) * others)]
     loss, recall, steps, converged = (sums / n).tolist()
     return Score(loss, recall) if np.isnan(steps) else Score(loss, recall, steps, converged)
 
@@ -181,13 +186,14 @@ def _score(model, batch, options):
     if out.solution is not None and model.solves:
         stats = out.solution.stats
         solve = (stats.steps.mean(), stats.converged.mean())
-    return jnp.stack([*_losses(out.logits, batch.targets), *solve])
+    nats, recall = _losses(out.logits, batch.targets)
+    return nats, jnp.stack([recall, *solve])
 
 
 def _losses(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+    """(nats at every position, recall)."""
     hits = logits.argmax(-1) == targets
-    return loss, hits[:, -COPIED:].mean(dtype=jnp.float32)
+    return cross_entropy(logits, targets), hits[:, -COPIED:].mean(dtype=jnp.float32)
 
 
 def held_out(seed: int, count: int, length: int) -> Pair:

@@ -5,6 +5,7 @@ from .adaptive import AdaptiveSoftmax as AdaptiveSoftmax
 from .deq import DEQ as DEQ
 from .language_model import LanguageModel as LanguageModel
 from .language_model import LanguageModelOutput as LanguageModelOutput
+from .log_likelihood import cross_entropy as cross_entropy
 from .lstm import LSTMLanguageModel as LSTMLanguageModel
 from .prelude import Prelude as Prelude
 from .recurrent import Recurrent as Recurrent

@@ -13,6 +13,7 @@ from flax import nnx
 
 from .._closure import vary_like, vary_with
 from .._errors import check_integer
+from .log_likelihood import log_softmax, picked
 
 
 class AdaptiveEmbedding(nnx.Module):
@@ -156,12 +157,10 @@ class AdaptiveSoftmax(nnx.Module):
         self._check(h)
         (head, *tails), first = self._clusters(), self.embedding.ranges[0][1]
         h = _wide(h)
-        log_p = jax.nn.log_softmax(_logits(_projected(h, head), head))
+        log_p = log_softmax(_logits(_projected(h, head), head))
         parts = [log_p[..., :first]]
         for i, tail in enumerate(tails, start=first):
-            parts.append(
-                log_p[..., i : i + 1] + jax.nn.log_softmax(_logits(_projected(h, tail), tail))
-            )
+            parts.append(log_p[..., i : i + 1] + log_softmax(_logits(_projected(h, tail), tail)))
         return jnp.concatenate(parts, axis=-1)
 
     def loss(self, h: jax.Array, targets: jax.Array, *, forward_mode: bool = False) -> jax.Array:
@@ -300,8 +299,7 @@ def _parts(ranges, clusters, targets):
 def _cross_entropy(h, words, cluster):
     """−log softmax(logits)[word]; of a word outside the cluster, any finite number."""
     logits = _logits(_projected(h, cluster), cluster)
-    # A masked sum and not a gather: its gradient is no scatter into a second matrix of this size.
-    return jax.nn.logsumexp(logits, axis=1) - jnp.sum(jnp.where(_is(words, logits), logits, 0), 1)
+    return picked(logits, _is(words, logits))
 
 
 def _add_gradient(total, dh, h, words, cotangent, cluster):

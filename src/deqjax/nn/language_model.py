@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from .._errors import check_integer
@@ -17,6 +16,7 @@ from .adaptive import AdaptiveSoftmax
 from .axes import axes
 from .deq import DEQ
 from .dropout import VariationalDropout
+from .log_likelihood import cross_entropy
 from .transformer import TransformerInput, layer_norm
 
 
@@ -175,7 +175,6 @@ class LanguageModel(nnx.Module):
         if targets is None:
             logits = self._logits(dropped)
         elif self.softmax is None:
-            cross_entropy = optax.softmax_cross_entropy_with_integer_labels
             nats = cross_entropy(self._logits(dropped), targets)
         else:
             nats = self.softmax.loss(dropped, targets)

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from .._errors import check_integer
 from .axes import axes
 from .dropout import masked, row_masks, variational_mask
 from .language_model import LanguageModelOutput
+from .log_likelihood import cross_entropy
 from .transformer import Memory
 
 
@@ -181,7 +181,7 @@ class LSTMLanguageModel(nnx.Module):
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) + self.bias[...]
         nats = None
         if targets is not None:
-            nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+            nats = cross_entropy(logits, targets)
             logits = None
         return LanguageModelOutput(logits, tuple(after), None, nats, hidden=hidden, dropped=dropped)
 

@@ -198,7 +198,7 @@ class LanguageModelling(Task):
 def perplexity(
     model: Any, stream: Stream, each: Callable[[int, Score], None] | None = None
 ) -> Score:
-    """Score every token of `stream`, memory carried along each row.
+    """Score every token of `stream`, memory carried along each row, with sums in float64.
 
     Args:
         model: in eval mode.
@@ -208,8 +208,9 @@ def perplexity(
     memory = model.empty_memory(stream.batch_size)
     totals = np.zeros(5)
     for done, batch in enumerate(stream, start=1):
-        sums, memory = _score(model, memory, batch._replace(fresh=np.asarray(batch.fresh)))
-        totals += np.asarray(sums, np.float64)
+        batch = batch._replace(fresh=np.asarray(batch.fresh))
+        nats, others, memory = _score(model, memory, batch)
+        totals += [np.sum(nats, dtype=np.float64), *np.asarray(others, np.float64)]
         if each is not None:
             each(done, Score(*totals.tolist()))
     return Score(*totals.tolist())
@@ -218,13 +219,14 @@ def perplexity(
 @nnx.jit
 def _score(model, memory, batch):
     out = model(batch.inputs, memory, targets=batch.targets)
-    sums = [jnp.sum(out.nats * batch.weights), jnp.sum(batch.weights)]
+    sums = [jnp.sum(batch.weights)]
     if model.solves:
         stats = out.solution.stats
         sums += [stats.steps.sum(), stats.steps.shape[0], stats.converged.sum()]
     else:
         sums += [0.0, 0.0, 0.0]
-    return jnp.stack([jnp.asarray(x, jnp.float32) for x in sums]), out.memory
+    others = jnp.stack([jnp.asarray(x, jnp.float32) for x in sums])
+    return out.nats * batch.weights, others, out.memory
 
 
 def sample(
