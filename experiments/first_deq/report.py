@@ -15,7 +15,7 @@ of width 64 with a linear readout, Adam at 0.003, batches of 128, relative toler
 adjoint solved by the forward solver. What follows from it: docs/first_deq.md.
 
 - **accuracy**: on the test digits after the last epoch, the mean over the seeds and the worst seed.
-- **gradient**: the largest norm of a batch's gradient in training, as it comes, before any clipping.
+- **gradient**: the largest norm of a batch's gradient in training, before any clipping.
 - **unfinished**: the share of all solves in training that did not converge.
 
 The rest is of {samples} test digits after every epoch, for every seed, from the exact J = ∂f/∂z of

@@ -97,7 +97,7 @@ def trainer(row: Row, d: int, train: Digits, test: Digits) -> Trainer:
             batch = Digits(train.images[index], train.classes[index])
             parameters, memory = state
             change, converged = jax.grad(loss, has_aux=True)(parameters, batch, key)
-            size = optax.global_norm(change)
+            size = optax.tree.norm(change)
             change, memory = optimiser.update(change, memory, parameters)
             return State(optax.apply_updates(parameters, change), memory), (size, converged)
 
