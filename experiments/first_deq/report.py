@@ -97,8 +97,10 @@ def draw(kept: Mapping[str, dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     n = len(kept)
-    figure = Figure(figsize=(10, 1.4 + 0.3 * n), dpi=130, layout="constrained")
+    figure = Figure(figsize=(10, 1.6 + 0.3 * n), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
+    title = "A first DEQ on digits: where one sample's gradient explodes, seeds fail"
+    figure.suptitle(title, x=0.012, ha="left", fontweight="bold")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for y, (name, told) in enumerate(kept.items()):
         colour = COLOURS[ROWS[name].solver]
@@ -106,17 +108,15 @@ def draw(kept: Mapping[str, dict[str, Any]], path: Path) -> None:
         left.scatter(seeds, [y] * len(seeds), s=22, color=colour, alpha=0.45, lw=0)
         left.scatter([sum(seeds) / len(seeds)], [y], s=90, color=colour, marker="|", lw=2.5)
         right.hlines(y, 0.5, told["gradient"], color=colour, lw=5)
-    labels = [f"{ROWS[name].solver or ''}  {ROWS[name].says}".strip() for name in kept]
+    labels = [": ".join(filter(None, (ROWS[name].solver, ROWS[name].says))) for name in kept]
     left.set_yticks(range(n), labels)
     for tick, name in zip(left.get_yticklabels(), kept, strict=True):
         tick.set_color(COLOURS[ROWS[name].solver])
     left.invert_yaxis()
     left.set_xlabel("test accuracy: a dot a seed, a bar their mean")
-    left.set_title("Digits: how well it learns …", loc="left")
     right.set_xscale("log")
     right.set_xlim(left=0.5)
     right.set_xlabel("largest gradient norm in training")
-    right.set_title("… and the worst gradient on the way", loc="left")
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.25)
         axes.tick_params(axis="y", length=0)

@@ -62,17 +62,17 @@ class Row:
             return MLP(d, rngs=rngs)
         if self.solver is None:
             return Classifier(d, depth=STACKED, rngs=rngs)
-        remedy, solving = self.remedy, {}
-        if remedy.max_gain is not None:
-            solving["adjoint"] = Implicit(max_gain=remedy.max_gain)
+        remedy = self.remedy
+        # Named also where it is exact: this is not the place to follow a default of `DEQ`.
+        limited = remedy.max_gain is not None
         return Classifier(
             d,
             solver=self.solver,
+            adjoint=Implicit(max_gain=remedy.max_gain) if limited else Implicit(),
             rtol=RTOL,
             contractive=remedy.contractive,
             finished_only=remedy.finished_only,
             rngs=rngs,
-            **solving,
         )
 
 
