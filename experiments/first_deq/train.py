@@ -49,9 +49,9 @@ class Found(NamedTuple):
     """What an epoch was like, each (seeds,): the largest norm of a gradient, the share of solves in
     training that converged, and the accuracy on the test digits after it."""
 
-    gradient: jax.Array
-    converged: jax.Array
-    accuracy: jax.Array
+    gradient: Any
+    converged: Any
+    accuracy: Any
 
 
 class Trainer(NamedTuple):

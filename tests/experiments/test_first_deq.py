@@ -90,13 +90,16 @@ def test_training_learns_and_seeds_differ():
 @pytest.mark.slow
 def test_the_penalty_and_the_clip_change_what_is_learned():
     weights = {}
+    given = digits(256)
+    given = given._replace(images=10 * given.images)  # gradients that the clip reaches
     for name in ("picard", "picard-penalty", "picard-clip"):
-        made = trainer(ROWS[name], 8, digits(256), digits(10, seed=1))
+        made = trainer(ROWS[name], 8, given, digits(10, seed=1))
         state, found = made.epoch(made.start(1), epoch_keys(1, 0))
         weights[name] = np.asarray(made.model(state.parameters).deq.cell.w[...])
-        assert found.converged == 1
+        assert found.converged == 1 and found.gradient > 1
     penalised = weights.pop("picard-penalty")
     assert np.linalg.norm(penalised) < np.linalg.norm(weights["picard"])
+    assert np.any(weights["picard-clip"] != weights["picard"])
 
 
 def test_the_summary_says_what_unfinished_solves_owe():
