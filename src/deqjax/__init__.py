@@ -2,6 +2,8 @@
 
 from . import diagnostics as diagnostics
 from . import regularization as regularization
+from ._failure import SolveWarning as SolveWarning
+from ._failure import checking_solves as checking_solves
 from ._fixed_point import adjoint_probe as adjoint_probe
 from ._fixed_point import fixed_point as fixed_point
 from ._fixed_point import implicit_function as implicit_function

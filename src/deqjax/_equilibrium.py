@@ -25,6 +25,7 @@ from ._closure import (
 )
 from ._compaction import Restriction, take
 from ._driver import Result, Resume, Stage, run
+from ._failure import Watch
 from ._root import Root, balanced
 from ._solution import Stats
 from .adjoints.base import Adjoint, Ending
@@ -38,6 +39,7 @@ def equilibrium(
     z0: PyTree,
     solver: Solver,
     adjoint: Adjoint,
+    watch: Watch,
     *,
     batched: bool,
     trace: bool = False,
@@ -51,6 +53,7 @@ def equilibrium(
     """Solve z = f(z) with the batch on axis 0, differentiable in everything f closes over.
 
     Args:
+        watch: what is done if this solve fails, or one that differentiating it takes.
         restriction: f on a part of the batch, for solvers that leave finished samples behind.
         root: f is g, and g(z) = 0 is solved.
         yardstick: v of a linear equation, see `run`.
@@ -81,7 +84,8 @@ def equilibrium(
 
     if adjoint.differentiates_loop:
         options |= dict(resume=resume, loop=adjoint.loop, root=lax.stop_gradient(slope))
-        return _detach(run(lambda z: pure(z, inputs), z0, solver, **options))
+        result = watch.hear(run(lambda z: pure(z, inputs), z0, solver, **options), solver)
+        return _detach(result, watch, solver)
 
     theta = [x for x in inputs if is_differentiable(x)]
     other = [x for x in inputs if not is_differentiable(x)]
@@ -98,14 +102,15 @@ def equilibrium(
 
     if forward_mode:
         options |= dict(resume=lax.stop_gradient(resume), root=lax.stop_gradient(slope))
-        return _detach(_both_modes(value, cell, theta, other, z0, solver, adjoint, options))
+        result = _both_modes(value, cell, theta, other, z0, solver, adjoint, watch, options)
+        return _detach(result, watch, solver)
 
     @jax.custom_vjp
     def solve(theta, other, z0, resume, probe, part_inputs, root, yardstick):
         del probe
         final: dict[str, Any] = dict(resume=resume, root=root, yardstick=yardstick)
         final |= options | {"stages": stages(sizes, part_inputs)}
-        return run(lambda z: value(z, theta, other), z0, solver, **final)
+        return watch.hear(run(lambda z: value(z, theta, other), z0, solver, **final), solver)
 
     def forward(*args):
         # `solve` and not `run`: a second derivative differentiates this line.
@@ -127,7 +132,7 @@ def equilibrium(
 
         def solve_adjoint(f, u0, solver):
             result = equilibrium(
-                *(f, u0, solver, adjoint),
+                *(f, u0, solver, adjoint, watch.of("adjoint solve")),
                 batched=batched,
                 restriction=transposed,
                 yardstick=lax.stop_gradient(v),
@@ -140,7 +145,8 @@ def equilibrium(
         return theta_bar, None, None, None, _report(stats, probe), None, None, None
 
     solve.defvjp(forward, backward)
-    return _detach(solve(theta, other, z0, resume, probe, part_inputs, slope, yardstick))
+    result = solve(theta, other, z0, resume, probe, part_inputs, slope, yardstick)
+    return _detach(result, watch, solver)
 
 
 def _transposed(stages: list[Stage], z: PyTree, v: PyTree, root: Root | None) -> Restriction | None:
@@ -161,7 +167,7 @@ def _transposed(stages: list[Stage], z: PyTree, v: PyTree, root: Root | None) ->
     return Restriction(prepare, apply) if stages else None
 
 
-def _both_modes(value, cell, theta, other, z0, solver, adjoint, options) -> Result:
+def _both_modes(value, cell, theta, other, z0, solver, adjoint, watch, options) -> Result:
     """The same with a rule that goes forward, ż = (I − J)⁻¹ ∂f/∂θ θ̇, and whose transpose is exact.
 
     z* is solved for outside of any derivative; an identity then carries the rule. The linear solve
@@ -170,7 +176,7 @@ def _both_modes(value, cell, theta, other, z0, solver, adjoint, options) -> Resu
     """
 
     still = lax.stop_gradient(theta)
-    result = run(lambda z: value(z, still, other), z0, solver, **options)
+    result = watch.hear(run(lambda z: value(z, still, other), z0, solver, **options), solver)
     root = options["root"]
 
     @jax.custom_jvp
@@ -185,24 +191,28 @@ def _both_modes(value, cell, theta, other, z0, solver, adjoint, options) -> Resu
         _, b = jax.jvp(lambda theta: cell(z, theta, other, root), (theta,), (theta_dot,))
         _, jacobian = jax.linearize(lambda z: cell(z, theta, other, root), z)
 
-        def linear_solve(matvec, b):
+        def linear_solve(watch, matvec, b):
             def f(u):
                 return jax.tree.map(lambda u, au, b: u - au + b, u, matvec(u), b)
 
             rules = {k: options[k] for k in ("batched", "collectives")}
-            return run(f, b, adjoint.solver, **rules, yardstick=b).z
+            result = run(f, b, adjoint.solver, **rules, yardstick=b)
+            watch.hear(result, adjoint.solver)
+            return watch.mark(result.z, result.stats, adjoint.solver)
 
         def matvec(u):
             return jax.tree.map(jnp.subtract, u, jacobian(u))
 
-        return z, lax.custom_linear_solve(matvec, b, linear_solve, transpose_solve=linear_solve)
+        ways = [watch.settled(f"{which} solve") for which in ("tangent", "adjoint")]
+        return z, lax.custom_linear_solve(matvec, b, *(partial(linear_solve, w) for w in ways))
 
     return result._replace(z=solution(theta, other, lax.stop_gradient(result.z)))
 
 
-def _detach(result: Result) -> Result:
+def _detach(result: Result, watch: Watch, solver: Solver) -> Result:
     """Gradients flow through z alone."""
-    return Result(result.z, *lax.stop_gradient((result.stats, result.state)))
+    stats, state = lax.stop_gradient((result.stats, result.state))
+    return Result(watch.mark(result.z, stats, solver), stats, state)
 
 
 def _report(stats: Stats, probe: Stats | None) -> Stats | None:

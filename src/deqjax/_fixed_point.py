@@ -14,6 +14,7 @@ from ._compaction import Restriction, batched_args, take
 from ._driver import Resume
 from ._equilibrium import equilibrium
 from ._errors import unknown_keyword
+from ._failure import Watch
 from ._options import choose
 from ._scale import by, checked_scale, over, scaled
 from ._solution import Solution, Stats
@@ -25,7 +26,7 @@ PyTree = Any
 
 _KEYWORDS = (
     *("solver", "adjoint", "adjoint_solver", "rtol", "atol", "max_steps"),
-    *("batch_axis", "forward_mode", "trace", "resume", "scale", "adjoint_probe"),
+    *("batch_axis", "forward_mode", "trace", "resume", "scale", "on_failure", "adjoint_probe"),
 )
 
 
@@ -44,13 +45,14 @@ def fixed_point(
     trace: bool = False,
     resume: Any = None,
     scale: PyTree = None,
+    on_failure: str | None = None,
     adjoint_probe: Stats | None = None,
     **unknown: Any,
 ) -> Solution:
     """Find z* = f(z*, *args), with gradients by the implicit function theorem.
 
-    Nothing raises inside `jit`, and nothing fails silently: `stats.status` says how each solve
-    ended, and `sol.z` is the best iterate seen, never a worse one. The stop test is
+    `stats.status` says how each solve ended, and `sol.z` is the best iterate seen, never a worse
+    one; `on_failure` says what becomes of a failure, of the adjoint's solve too. The stop test is
     ‖f(z) − z‖₂ ≤ atol + rtol·‖f(z)‖₂, norms in float32 at least, over the whole pytree, or over
     each sample when `batch_axis` is given. A ‖f(z)‖ that the iteration has inflated does not count:
     it is taken to be at most 100 times the largest size that the problem has shown, ‖f(z0)‖ and the
@@ -88,8 +90,8 @@ def fixed_point(
             equation: finished ones are checked against the last evaluation of the whole batch, and
             end as `Status.INCONSISTENT` where they no longer hold.
         forward_mode: True makes forward-mode derivatives work too, and every mix of the two, by
-            exact linear solves with the adjoint's solver. They have no report: a tangent whose own
-            solve fell short looks like any other, so leave it off where reverse mode will do.
+            exact linear solves with the adjoint's solver. They have no report but `on_failure`: a
+            tangent whose own solve fell short looks like any other.
         trace: `stats.trace` holds the residual before the first and after every step.
         resume: `sol.state` of an earlier solve of a similar equation: its history is used again.
             Pass `z0=sol.z` with it.
@@ -97,6 +99,13 @@ def fixed_point(
             leaves, or one number. Everything is then done in z / scale: norms, stop test, inner
             products, ridge, forward and adjoint; `stats.residual` and the trace are in it too. Each
             is rounded to a power of two, so that nothing else is.
+        on_failure: what is done about a solve that ends otherwise than CONVERGED: this one, its
+            adjoint, or a linear solve of forward mode. "warn" gives a `SolveWarning`, once for each
+            line that calls; "raise" a `SolveError`; "nan" makes each sample that failed NaN, in z,
+            in the gradient or in the tangent; "ignore" leaves it to the statistics. None is the
+            policy of `checking_solves`, else of the environment variable DEQJAX_ON_FAILURE, else
+            "warn" where JAX runs at once and "ignore" inside `jit`, where the other two of these
+            put a host callback into the program: see docs/failures.md for what that costs.
         adjoint_probe: zeros from `deqjax.adjoint_probe`; differentiate with respect to it and its
             "gradient" is the `Stats` of the adjoint solve.
 
@@ -106,6 +115,8 @@ def fixed_point(
     Raises:
         TypeError: an unknown keyword, an integer state, or an f whose structure or dtypes differ.
         ValueError: an unknown name, a negative tolerance, or an f whose shapes differ.
+        SolveError: a failed solve with the policy "raise". Inside `jit` it comes out of JAX's
+            runtime, as an error of its own kind that quotes this one.
 
     Examples:
         >>> import jax, jax.numpy as jnp, deqjax
@@ -135,6 +146,7 @@ def fixed_point(
         trace=trace,
         resume=resume,
         scale=scale,
+        on_failure=on_failure,
         adjoint_probe=adjoint_probe,
     )
 
@@ -156,8 +168,10 @@ def _solve(
     trace: bool = False,
     resume: Any = None,
     scale: PyTree = None,
+    on_failure: str | None = None,
     adjoint_probe: Stats | None = None,
 ) -> Solution:
+    watch = Watch.of_call(on_failure)
     forward, gradient = choose(
         solver=solver,
         adjoint=adjoint,
@@ -193,6 +207,7 @@ def _solve(
         to_front(z0, batch_axis),
         forward,
         gradient,
+        watch,
         batched=batch_axis is not None,
         forward_mode=bool(forward_mode),
         trace=bool(trace),
@@ -253,6 +268,7 @@ def implicit_function(
     batch_axis: int | None = None,
     forward_mode: bool = False,
     scale: PyTree = None,
+    on_failure: str | None = None,
     adjoint_probe: Stats | None = None,
 ) -> Solution:
     """Give a solution that came from anywhere its implicit gradient.
@@ -275,6 +291,7 @@ def implicit_function(
         batch_axis: as in `fixed_point`.
         forward_mode: as in `fixed_point`.
         scale: as in `fixed_point`.
+        on_failure: as in `fixed_point`, of the solves that differentiating takes.
         adjoint_probe: as in `fixed_point`.
 
     Returns:
@@ -310,6 +327,7 @@ def implicit_function(
         batch_axis=batch_axis,
         forward_mode=forward_mode,
         scale=scale,
+        on_failure=on_failure,
         adjoint_probe=adjoint_probe,
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from .._errors import check_integer
+from .._failure import checked_policy
 from .._fixed_point import fixed_point
 from .._options import choose
 from .._solution import Solution, Stats
@@ -49,6 +50,7 @@ class DEQ(nnx.Module):
         rtol: as in `deqjax.fixed_point`.
         atol: as in `deqjax.fixed_point`.
         max_steps: as in `deqjax.fixed_point`.
+        on_failure: as in `deqjax.fixed_point`.
         batch_axis: independent samples along this axis of z (default 0); None, one equation.
         dtype: compute f in it, such as `jnp.bfloat16`, with parameters and context cast once per
             solve; z, its residuals and the solver stay in the dtype of z0. A residual cannot fall
@@ -83,6 +85,7 @@ class DEQ(nnx.Module):
         rtol: float | None = None,
         atol: float | None = None,
         max_steps: int | None = None,
+        on_failure: str | None = None,
         batch_axis: int | None = 0,
         dtype: Any = None,
         checkpoint: str = "none",
@@ -96,6 +99,7 @@ class DEQ(nnx.Module):
             atol=atol,
             max_steps=max_steps,
         )
+        self.on_failure = None if on_failure is None else checked_policy(on_failure)
         self.batch_axis = batch_axis
         if checkpoint not in ("none", "sqrt"):
             raise ValueError(f"checkpoint must be 'none' or 'sqrt', got {checkpoint!r}")
@@ -146,6 +150,7 @@ class DEQ(nnx.Module):
                 batch_axis=self.batch_axis,
                 resume=resume,
                 trace=trace,
+                on_failure=self.on_failure,
                 adjoint_probe=adjoint_probe,
             )
         else:

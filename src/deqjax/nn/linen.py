@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from .._failure import checked_policy
 from .._fixed_point import fixed_point
 from .._options import choose
 from .._solution import Solution
@@ -29,7 +30,8 @@ class DEQ(nn.Module):
 
     Attributes:
         cell: the module f.
-        solver, adjoint, adjoint_solver, rtol, atol, max_steps: as in `deqjax.fixed_point`.
+        solver, adjoint, adjoint_solver, rtol, atol, max_steps, on_failure: as in
+            `deqjax.fixed_point`.
         batch_axis: independent samples along this axis of z (default 0); None, one equation.
 
     Examples:
@@ -55,10 +57,13 @@ class DEQ(nn.Module):
     atol: float | None = None
     max_steps: int | None = None
     batch_axis: int | None = 0
+    on_failure: str | None = None
 
     def __post_init__(self):
         # Wrong options fail here, in one sentence, and not at the first call.
         self._choose()
+        if self.on_failure is not None:
+            checked_policy(self.on_failure)
         super().__post_init__()
 
     def __call__(self, x: Any, z0: Any = None) -> Solution:
@@ -85,6 +90,7 @@ class DEQ(nn.Module):
             solver=solver,
             adjoint=adjoint,
             batch_axis=self.batch_axis,
+            on_failure=self.on_failure,
         )
         if mutable and not self.is_initializing():
             _, updates = call(jax.lax.stop_gradient(solution.z), x)

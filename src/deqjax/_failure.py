@@ -1,0 +1,200 @@
+"""What is done about a solve that failed: one policy for forward, adjoint and tangent solves.
+
+A backward pass has no output of its own to report in, and a linear solve of forward mode neither.
+So the policy is decided where `fixed_point` is called or traced, travels with the equation as a
+`Watch`, and is followed by every solve that the call leads to, however much later that one runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import warnings
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+
+from ._driver import Result
+from ._errors import suggest
+from ._solution import SolveError, Stats, Status
+from ._state import per_sample
+from .solvers import Solver
+
+PyTree = Any
+
+POLICIES = ("warn", "raise", "nan", "ignore")
+VARIABLE = "DEQJAX_ON_FAILURE"
+
+# JAX's own kind of context: its caches know the value, so that a function which was traced outside
+# of a block is traced again inside.
+_context = jax.make_user_context(None)
+
+_told: set[tuple] = set()
+_lock = threading.Lock()
+
+
+class SolveWarning(RuntimeWarning):
+    """A forward, adjoint or tangent solve failed. Said once for each line that calls, and each kind
+    of solve; a filter that makes it an error has it raised every time."""
+
+
+def checking_solves(policy: str = "warn") -> AbstractContextManager:
+    """Within the block, failed solves are treated as `policy` says, compiled ones included.
+
+    It holds for calls without `on_failure=`, and for all that follows from such a call: a backward
+    pass that runs after the block follows it too. A jitted function that was compiled outside is
+    compiled again for the block.
+
+    Args:
+        policy: as `on_failure` of `deqjax.fixed_point`.
+
+    Raises:
+        ValueError: an unknown policy.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, deqjax
+        >>> solve = jax.jit(lambda w: deqjax.fixed_point(lambda z: w * z + 1, jnp.zeros(2)).z)
+        >>> with deqjax.checking_solves("nan"):
+        ...     z = solve(1.0)  # z = z + 1 has no solution
+        >>> bool(jnp.isnan(z).all())
+        True
+    """
+    return _context(checked_policy(policy))
+
+
+def checked_policy(given: Any, name: str = "on_failure") -> str:
+    """`given`, if it is a policy."""
+    if not isinstance(given, str):
+        known = ", ".join(POLICIES)
+        raise TypeError(f"{name} must be one of {known}, or None; got {type(given).__name__}")
+    if given not in POLICIES:
+        raise ValueError(f"{name}={given!r} is not a known policy{suggest(given, POLICIES)}")
+    return given
+
+
+@dataclass(frozen=True)
+class Watch:
+    """The policy of one call, and what to say of it.
+
+    Attributes:
+        policy: one of `POLICIES`; None, nobody asked: warn where that takes no callback.
+        file: of the user's line that called.
+        line: its number.
+        what: the kind of solve.
+    """
+
+    policy: str | None
+    file: str = "?"
+    line: int = 0
+    what: str = "forward solve"
+
+    @classmethod
+    def of_call(cls, on_failure: str | None) -> Watch:
+        """That of a call which is being made: the keyword, else the context, else the environment.
+
+        Raises one sentence for a policy that there is not.
+        """
+        if on_failure is not None:
+            policy = checked_policy(on_failure)
+        elif _context.value is not None:
+            policy = _context.value
+        else:
+            variable = os.environ.get(VARIABLE)
+            policy = checked_policy(variable, VARIABLE) if variable else None
+        return cls(policy, *_calling_line())
+
+    def of(self, what: str) -> Watch:
+        """That of another kind of solve."""
+        return replace(self, what=what)
+
+    def settled(self, what: str) -> Watch:
+        """The same for a solve that JAX stages in any case: whether the program that holds it is
+        run at once shows only here, outside."""
+        policy = self.policy or ("ignore" if _is_staged() else "warn")
+        return replace(self, what=what, policy=policy)
+
+    def hear(self, result: Result, solver: Solver) -> Result:
+        """`result` as it is; warn or raise if it failed."""
+        # Zero steps were asked for, to evaluate only.
+        if self.policy in ("nan", "ignore") or solver.max_steps == 0:
+            return result
+        stats = result.stats
+        ending = lax.stop_gradient((stats.status, stats.rel_residual, stats.steps))
+        if not any(isinstance(x, Tracer) for x in ending):
+            self._judge(*ending)
+        elif self.policy is not None or not _is_staged():
+            jax.debug.callback(self._judge, *ending)
+        return result
+
+    def mark(self, z: PyTree, stats: Stats, solver: Solver) -> PyTree:
+        """z; with the policy "nan", NaN in each sample that failed.
+
+        A product, and not a choice, so that what is differentiated through a NaN is NaN as well.
+        """
+        if self.policy != "nan" or solver.max_steps == 0:
+            return z
+        mark = lax.stop_gradient(jnp.where(_failed(stats.status), jnp.nan, 1.0))
+        return jax.tree.map(lambda x: x * per_sample(mark.astype(x.dtype), x), z)
+
+    def _judge(self, status, rel_residual, steps) -> None:
+        status = _here(status)
+        failed = _failed(status)
+        if not failed.any():
+            return
+        worst = Status(int(status[failed].max()))
+        of = f" for {failed.sum()} of {failed.size} samples" if failed.size > 1 else ""
+        residual = np.max(_here(rel_residual)[failed])  # NaN if any is
+        message = (
+            f"deqjax: the {self.what} of the call at {self.file}:{self.line} failed{of} "
+            f"({worst.name.lower()}; relative residual {residual:.2e}, "
+            f"{_here(steps)[failed].max()} steps): {worst.message}"
+        )
+        if self.policy == "raise":
+            raise SolveError(message)
+        key = (self.file, self.line, self.what)
+        with _lock:
+            if key in _told:
+                return
+            _told.add(key)
+        try:
+            warnings.warn_explicit(message, SolveWarning, self.file, self.line)
+        except SolveWarning:  # a filter made it an error: that is to be one every time
+            _told.discard(key)
+            raise
+
+
+def _failed(status):
+    """A gain that was limited on request did not fail."""
+    return (status != Status.CONVERGED) & (status != Status.LIMITED)
+
+
+def _is_staged() -> bool:
+    """Whether JAX records operations now, as under `jit`, instead of running them.
+
+    Under an eager `grad` or `vmap` an operation on constants is run.
+    """
+    return isinstance(jnp.zeros((), bool), Tracer)
+
+
+def _here(x) -> np.ndarray:
+    """The values, at least 1-D; of an array over several processes, those of this one."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return np.concatenate([np.atleast_1d(jax.device_get(s.data)) for s in x.addressable_shards])
+    return np.atleast_1d(jax.device_get(x))  # a transfer that `jax.transfer_guard` lets pass
+
+
+def _calling_line() -> tuple[str, int]:
+    """Where the user is: the innermost frame outside this package and what it is called through."""
+    passed = ("deqjax", "jax", "flax")
+    here = frame = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in passed:
+        here, frame = frame, frame.f_back
+    frame = frame or here
+    return frame.f_code.co_filename, frame.f_lineno
