@@ -13,6 +13,7 @@ import threading
 import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -128,9 +129,13 @@ class Watch:
         stats = result.stats
         ending = lax.stop_gradient((stats.status, stats.rel_residual, stats.steps))
         if not any(isinstance(x, Tracer) for x in ending):
-            self._judge(*ending)
+            ending = [_here(x) for x in ending]
+            self._judge(*_worst(np, *ending), samples=ending[0].size)
         elif self.policy is not None or not _is_staged():
-            jax.debug.callback(self._judge, *ending)
+            # Four numbers: of a batch over several devices the rest need not be gathered.
+            jax.debug.callback(
+                partial(self._judge, samples=stats.status.size), *_worst(jnp, *ending)
+            )
         return result
 
     def mark(self, z: PyTree, stats: Stats, solver: Solver) -> PyTree:
@@ -143,18 +148,15 @@ class Watch:
         mark = lax.stop_gradient(jnp.where(_failed(stats.status), jnp.nan, 1.0))
         return jax.tree.map(lambda x: x * per_sample(mark.astype(x.dtype), x), z)
 
-    def _judge(self, status, rel_residual, steps) -> None:
-        status = _here(status)
-        failed = _failed(status)
-        if not failed.any():
+    def _judge(self, failed, status, rel_residual, steps, *, samples: int) -> None:
+        if not failed:
             return
-        worst = Status(int(status[failed].max()))
-        of = f" for {failed.sum()} of {failed.size} samples" if failed.size > 1 else ""
-        residual = np.max(_here(rel_residual)[failed])  # NaN if any is
+        worst = Status(int(status))
+        of = f" for {failed} of {samples} samples" if samples > 1 else ""
         message = (
             f"deqjax: the {self.what} of the call at {self.file}:{self.line} failed{of} "
-            f"({worst.name.lower()}; relative residual {residual:.2e}, "
-            f"{_here(steps)[failed].max()} steps): {worst.message}"
+            f"({worst.name.lower()}; relative residual {float(rel_residual):.2e}, "
+            f"{int(steps)} steps): {worst.message}"
         )
         if self.policy == "raise":
             raise SolveError(message)
@@ -175,6 +177,13 @@ def _failed(status):
     return (status != Status.CONVERGED) & (status != Status.LIMITED)
 
 
+def _worst(xp, status, rel_residual, steps) -> list:
+    """How many samples failed, and the largest of each over these, in numpy or in jax.numpy."""
+    failed = _failed(status)
+    worst = [xp.max(xp.where(failed, x, 0), initial=0) for x in (status, rel_residual, steps)]
+    return [xp.sum(failed), *worst]
+
+
 def _is_staged() -> bool:
     """Whether JAX records operations now, as under `jit`, instead of running them.
 
@@ -184,10 +193,11 @@ def _is_staged() -> bool:
 
 
 def _here(x) -> np.ndarray:
-    """The values, at least 1-D; of an array over several processes, those of this one."""
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        return np.concatenate([np.atleast_1d(jax.device_get(s.data)) for s in x.addressable_shards])
-    return np.atleast_1d(jax.device_get(x))  # a transfer that `jax.transfer_guard` lets pass
+    """The values, (batch,); of an array over several processes, those of this one."""
+    # `device_get` is a transfer that `jax.transfer_guard` lets pass.
+    if x.is_fully_addressable:
+        return jax.device_get(x)
+    return np.concatenate([jax.device_get(shard.data) for shard in x.addressable_shards])
 
 
 def _calling_line() -> tuple[str, int]:
