@@ -256,7 +256,38 @@ def _start(
 ) -> tuple[_Carry, jax.Array]:
     tol, value = f.tol, f.call(z0) if root is None else root.value
     if resume is not None:
-        unit = resume.unit
+        plain = Point.of(z0, z0)
+        mine = jax.eval_shape(lambda: last.init(plain, tol.max_steps))
+        earlier = _like_mine(resume.solver_state, mine)
+    point, measure = _measured(f, z0, value, root, yardstick, resume)
+    residual, f_norm = point.norms
+    history = None
+    if trace:
+        # As long as was asked for, also where a solver takes fewer steps by itself.
+        length = Solver.tolerances(solver, z0).max_steps + 1
+        history = jnp.full_like(residual, jnp.nan)
+        history = jnp.broadcast_to(history, (length, *residual.shape)).at[0].set(residual)
+    finite = jnp.isfinite(residual + f_norm)
+    done = solver.done(residual, *measure.limit(f_norm, tol))
+    status = jnp.where(
+        finite, jnp.where(done, Status.CONVERGED, Status.RUNNING), Status.NONFINITE
+    ).astype(jnp.int32)
+    k = jnp.zeros((), jnp.int32)
+    if resume is None:
+        age, state = k, last.init(point, tol.max_steps)
+    else:
+        age, state = resume.age, last.resume(earlier, point, resume.age)
+    zero = jnp.zeros_like(status)
+    best = _Best(z0, residual, f_norm, zero + age, _by_leaf(point, measure.unit))
+    evals = zero + (1 if root is None else BALANCED)
+    carry = _Carry(k, point, state, best, measure, status, zero, evals, history)
+    return carry, age
+
+
+def _measured(f: Cell, z0, value, root: Root | None, yardstick, resume) -> tuple[Point, Measure]:
+    """The first point, and what residuals are measured by."""
+    if resume is not None:
+        unit = resume.unit  # that of the history
     elif root is not None:
         unit = power_of_two(jnp.maximum(root.size, root.slope * largest(value)))
     elif yardstick is not None:
@@ -273,33 +304,11 @@ def _start(
     point = replace(f, measure=measure).point(z0, value)
     residual, f_norm = point.norms
     if yardstick is None:
-        size = jnp.maximum(f_norm, residual)
-        measure = measure._replace(size=size)
-    if root is not None:
-        measure, f_norm = measure._replace(given=size), size
-        point = point._replace(norms=(residual, size))
-    shape = residual.shape
-    history = None
-    if trace:
-        history = jnp.broadcast_to(jnp.full_like(residual, jnp.nan), (tol.max_steps + 1, *shape))
-        history = history.at[0].set(residual)
-    finite = jnp.isfinite(residual + f_norm)
-    done = solver.done(residual, *measure.limit(f_norm, tol))
-    status = jnp.where(
-        finite, jnp.where(done, Status.CONVERGED, Status.RUNNING), Status.NONFINITE
-    ).astype(jnp.int32)
-    k = jnp.zeros((), jnp.int32)
-    age = k if resume is None else resume.age
-    if resume is None:
-        state = last.init(point, tol.max_steps)
-    else:
-        mine = jax.eval_shape(lambda: last.init(point, tol.max_steps))
-        state = last.resume(_like_mine(resume.solver_state, mine), point, age)
-    zero = jnp.zeros_like(status)
-    best = _Best(z0, residual, f_norm, zero + age, _by_leaf(point, unit))
-    evals = zero + (1 if root is None else BALANCED)
-    carry = _Carry(k, point, state, best, measure, status, zero, evals, history)
-    return carry, age
+        measure = measure._replace(size=jnp.maximum(f_norm, residual))
+    if root is not None:  # a start far from the root has a g larger than that of its terms
+        measure = measure._replace(given=measure.size)
+        point = point._replace(norms=(residual, measure.size))
+    return point, measure
 
 
 def _by_leaf(point: Point, unit: jax.Array) -> jax.Array | None:

@@ -116,7 +116,7 @@ def equilibrium(
         # `solve` and not `run`: a second derivative differentiates this line.
         result = solve(*args)
         theta, other, _, resume, probe, part_inputs, root, _ = args
-        end = Ending(result.z)
+        end = Ending(result.z, converged=result.stats.converged)
         if adjoint.keeps_state:
             before = 0 if resume is None else resume.age
             state = result.state

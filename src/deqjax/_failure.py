@@ -89,12 +89,14 @@ class Watch:
         file: of the user's line that called.
         line: its number.
         what: the kind of solve.
+        given: the solution came from elsewhere, and no step was to be taken.
     """
 
     policy: str | None
     file: str = "?"
     line: int = 0
     what: str = "forward solve"
+    given: bool = False
 
     @classmethod
     def of_call(cls, on_failure: str | None) -> Watch:
@@ -123,8 +125,7 @@ class Watch:
 
     def hear(self, result: Result, solver: Solver) -> Result:
         """`result` as it is; warn or raise if it failed."""
-        # Zero steps were asked for, to evaluate only.
-        if self.policy in ("nan", "ignore") or solver.max_steps == 0:
+        if self.policy in ("nan", "ignore") or self._only_evaluates(solver):
             return result
         stats = result.stats
         ending = lax.stop_gradient((stats.status, stats.rel_residual, stats.steps))
@@ -143,10 +144,14 @@ class Watch:
 
         A product, and not a choice, so that what is differentiated through a NaN is NaN as well.
         """
-        if self.policy != "nan" or solver.max_steps == 0:
+        if self.policy != "nan" or self._only_evaluates(solver):
             return z
         mark = lax.stop_gradient(jnp.where(_failed(stats.status), jnp.nan, 1.0))
         return jax.tree.map(lambda x: x * per_sample(mark.astype(x.dtype), x), z)
+
+    def _only_evaluates(self, solver: Solver) -> bool:
+        """Zero steps were asked for, to see where z is: no failure."""
+        return solver.max_steps == 0 and not self.given
 
     def _judge(self, failed, status, rel_residual, steps, *, samples: int) -> None:
         if not failed:

@@ -157,6 +157,7 @@ def _solve(
     args: tuple,
     *,
     root: bool,
+    given: bool = False,
     solver: str | Solver = "anderson",
     adjoint: str | Adjoint = "implicit",
     adjoint_solver: str | Solver | None = None,
@@ -172,6 +173,8 @@ def _solve(
     adjoint_probe: Stats | None = None,
 ) -> Solution:
     watch = Watch.of_call(on_failure)
+    if given:
+        watch = replace(watch, what="solution given to implicit_function", given=True)
     forward, gradient = choose(
         solver=solver,
         adjoint=adjoint,
@@ -291,7 +294,7 @@ def implicit_function(
         batch_axis: as in `fixed_point`.
         forward_mode: as in `fixed_point`.
         scale: as in `fixed_point`.
-        on_failure: as in `fixed_point`, of the solves that differentiating takes.
+        on_failure: as in `fixed_point`: a z_star that does not meet the tolerances has failed.
         adjoint_probe: as in `fixed_point`.
 
     Returns:
@@ -318,6 +321,7 @@ def implicit_function(
     return _solve(
         *(f, z_star, args),
         root=False,
+        given=True,
         solver="anderson",
         adjoint=resolved,
         adjoint_solver=adjoint_solver,

@@ -83,8 +83,9 @@ _MESSAGES = {
         "the equation may have no solution (or a nearly singular I - J): check it, or bound f"
     ),
     Status.LIMITED: (
-        "the adjoint's u was scaled down to max_gain times v: the gradient of this sample is an "
-        "approximation, asked for by Implicit(max_gain=...)"
+        "the adjoint's u was scaled down to max_gain times v, or is v since the forward solve had "
+        "not converged: the gradient of this sample is an approximation, asked for by "
+        "Implicit(max_gain=..., unfinished='jfb')"
     ),
 }
 

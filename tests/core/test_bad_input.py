@@ -77,7 +77,7 @@ def test_nan_in_a_sample_of_x_or_z0(case):
         np.testing.assert_array_equal(sol.z[3], start[3])
         assert relative(sol.z[keep], clean.z[keep]) < 1e-12
         assert relative(x_bar[keep], clean_bar[keep]) < 1e-12
-        np.testing.assert_array_equal(sol.stats.status[keep], 0)
+        np.testing.assert_array_equal(sol.stats.status[keep], Status.CONVERGED)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_scalar_states_and_scalar_samples(case, batch_axis):
 
 @one_equation
 def test_max_steps_0_evaluates_f_at_z0(case):
-    """The gradient is then the one without a solve, u = v; back through no step it is zero."""
+    """The adjoint has a limit of its own and is solved at z0; back through no step it is zero."""
     z0, x = np.array([0.5, -0.2]), np.array([0.3, 1.0])
     (_, sol), (a_bar, x_bar) = value_and_grad(case, max_steps=0)(z0, 0.4, x)
     np.testing.assert_array_equal(sol.z, z0)
@@ -124,8 +124,9 @@ def test_max_steps_0_evaluates_f_at_z0(case):
     if case == "reversible":
         assert float(a_bar) == 0.0 and not np.any(x_bar)
     elif case != "shine":  # which needs no step to have an inverse, −I, and refines it
-        np.testing.assert_allclose(x_bar, -np.sin(z0), rtol=1e-12)
-        np.testing.assert_allclose(a_bar, -np.sin(z0) @ np.sin(z0), rtol=1e-12)
+        u = -np.sin(z0) / (1 - 0.4 * np.cos(z0))
+        np.testing.assert_allclose(x_bar, u, rtol=1e-5)
+        np.testing.assert_allclose(a_bar, u @ np.sin(z0), rtol=1e-5)
 
 
 def test_more_memory_than_steps_or_unknowns():

@@ -134,3 +134,35 @@ def test_no_sum_of_statuses_is_one():
             assert Status(a + b + codes[0]) is Status.SEVERAL
     with pytest.raises(ValueError, match="not a valid"):
         Status(5)
+
+
+# ------------------------------------------------------------------------------- unfinished solves
+
+
+def test_unfinished_samples_can_be_given_v_and_no_other():
+    a, v = np.array([[0.5], [0.9]]), np.array([[1.0], [2.0]])
+    x = np.ones_like(a)
+
+    def run(unfinished):
+        adjoint = deqjax.Implicit(solver="anderson", unfinished=unfinished)
+
+        def of(x, probe):
+            sol = deqjax.fixed_point(
+                *(affine, jnp.zeros_like(x), a, x),
+                **dict(solver=deqjax.Picard(max_steps=20), batch_axis=0, rtol=1e-4),
+                adjoint=adjoint,
+                adjoint_probe=probe,
+            )
+            return jnp.sum(v * sol.z), sol.stats
+
+        return jax.grad(of, (0, 1), has_aux=True)(x, deqjax.adjoint_probe(2, jnp.float64))
+
+    (u, report), stats = run("jfb")
+    np.testing.assert_array_equal(stats.converged, [True, False])
+    np.testing.assert_allclose(u[:, 0], [2.0, 2.0], rtol=1e-3)  # v / (1 − a), and v
+    assert [int(s) for s in report.status] == [Status.CONVERGED, Status.LIMITED]
+    (exact, report), _ = run("exact")
+    np.testing.assert_allclose(exact[:, 0], [2.0, 20.0], rtol=1e-3)
+    np.testing.assert_array_equal(report.converged, 1)
+    with pytest.raises(ValueError, match="'exact' or 'jfb'"):
+        deqjax.Implicit(unfinished="phantom")

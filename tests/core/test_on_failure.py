@@ -255,14 +255,14 @@ def test_what_was_asked_for_is_no_failure():
 
 
 def test_wrong_policies_get_a_sentence(monkeypatch):
-    with pytest.raises(ValueError, match="on_failure='warning' is not .* did you mean 'warn'"):
+    with pytest.raises(ValueError, match=r"on_failure='warning' is not .* did you mean 'warn'"):
         forward(SOLVED, on_failure="warning")
-    with pytest.raises(TypeError, match="on_failure must be one of warn, .*; got bool"):
+    with pytest.raises(TypeError, match=r"on_failure must be one of warn, .*; got bool"):
         deqjax.root_find(affine, SOLVED, SOLVED, on_failure=True)
     with pytest.raises(ValueError, match="did you mean 'raise'"):
         deqjax.checking_solves("raises")
     monkeypatch.setenv(VARIABLE, "nans")
-    with pytest.raises(ValueError, match="DEQJAX_ON_FAILURE='nans' .* did you mean 'nan'"):
+    with pytest.raises(ValueError, match=r"DEQJAX_ON_FAILURE='nans' .* did you mean 'nan'"):
         forward(SOLVED)
 
 

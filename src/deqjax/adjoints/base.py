@@ -23,12 +23,14 @@ class Ending(NamedTuple):
         state: the solver's own state at the end; None unless the adjoint sets `keeps_state`.
         steps: how many steps made that state, earlier solves included, (batch,); None like `state`.
         best_step: the one of these that led to z; None like `state`.
+        converged: whether z met the stop test, (batch,).
     """
 
     z: PyTree
     state: PyTree = None
     steps: jax.Array | None = None
     best_step: jax.Array | None = None
+    converged: jax.Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from .._errors import check_tolerance
 from .._solution import Status
-from .._state import times
+from .._state import select, times
 from ..solvers import Solver, as_solver
 from ..solvers.base import DEFAULT_MAX_STEPS
 from .base import Adjoint
@@ -40,10 +40,15 @@ class Implicit(Adjoint):
         max_gain: None, exact; or the largest ‖u‖/‖v‖ of a sample, whose u is scaled down to it. An
             approximation, reported as `Status.LIMITED`: it bounds what one sample near a singular
             I − J can do to a gradient, as clipping does for all samples together.
+        unfinished: what becomes of a sample whose forward solve did not converge. "exact" solves
+            its adjoint at the z that there is; where that is no equilibrium but a near miss (the
+            smallest residual that is not zero is where I − J is singular), its u is long and
+            belongs to nothing. "jfb" takes u = v there, an approximation (`Status.LIMITED`).
     """
 
     solver: str | Solver | None = None
     max_gain: float | None = None
+    unfinished: str = "exact"
 
     name = "implicit"
     exact = True
@@ -52,6 +57,8 @@ class Implicit(Adjoint):
         if self.solver is not None:
             object.__setattr__(self, "solver", as_solver(self.solver, "Implicit(solver)"))
         check_tolerance("max_gain", self.max_gain)
+        if self.unfinished not in ("exact", "jfb"):
+            raise ValueError(f"unfinished must be 'exact' or 'jfb', got {self.unfinished!r}")
         if self.max_gain is not None and self.max_gain < 1:
             raise ValueError(f"max_gain must be at least 1, where u = v; got {self.max_gain!r}")
 
@@ -83,10 +90,12 @@ class Implicit(Adjoint):
         """u = Jᵀu + v, started at v."""
         assert isinstance(self.solver, Solver), "resolve() has filled it in"
         u, stats = solve(lambda u: jax.tree.map(jnp.add, pull(u), v), v, self.solver)
-        if self.max_gain is None:
-            return u, stats
-        limited = stats.gain > self.max_gain
-        u = times(u, jnp.where(limited, self.max_gain / stats.gain, 1))
+        limited = jnp.zeros_like(stats.converged)
+        if self.max_gain is not None:
+            limited = stats.gain > self.max_gain
+            u = times(u, jnp.where(limited, self.max_gain / stats.gain, 1))
+        if self.unfinished == "jfb":
+            limited |= ~end.converged
+            u = select(end.converged, u, v)
         status = jnp.where(limited, int(Status.LIMITED), stats.status).astype(jnp.int32)
-        converged = stats.converged & ~limited
-        return u, replace(stats, status=status, converged=converged)
+        return u, replace(stats, status=status, converged=stats.converged & ~limited)

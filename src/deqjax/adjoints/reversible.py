@@ -45,12 +45,12 @@ class Reversible(Adjoint):
 
     Precision: going back multiplies round-off by 1 / (1 − β) a half-step, and by up to
     (1 + β ρ) / (1 − β) with ρ the size of the Jacobian. A solve that took more steps than can be
-    undone would have a wrong gradient whatever its status says, so it stops before: after n steps
-    with (1 − β)²ⁿ = 1000 round-offs, at the latest (`Status.MAX_STEPS`). At β = 0.5 these are 21 in
-    float64 and 7 in float32: the states are kept in float64 where JAX has it enabled, and f runs in
-    its own dtype. In float32 alone take a small β. What drift remains is measured: the backward
-    pass ends at z0, which is known, and `adjoint_probe` reports the relative distance as
-    `rel_residual`, with `Status.DIVERGED` above 1e-2.
+    undone would have a wrong gradient whatever its status says, so it stops before: when n steps may have made
+    round-off as large as the state, (1 − β)²ⁿ = ε, at the latest (`Status.MAX_STEPS`). At β = 0.5
+    these are 26 in float64 and 11 in float32: the states are kept in float64 where JAX has it
+    enabled, and f runs in its own dtype. In float32 alone take a small β. What drift remains is
+    measured: the backward pass ends at z0, which is known, and `adjoint_probe` reports the relative
+    distance as `rel_residual`, with `Status.DIVERGED` above 1e-2.
 
     Not differentiable twice. Inside `shard_map`, cast parameters to varying outside of f.
 
@@ -162,7 +162,7 @@ class Coupled(Solver):
         tol = super().tolerances(z)
         dtypes = [_widest(x.dtype) for x in jax.tree.leaves(z)]
         roundoff = max(float(jnp.finfo(dtype).eps) for dtype in dtypes) / 2
-        steps = int(math.log(1e3 * roundoff) / (2 * math.log1p(-self.damping)))
+        steps = int(math.log(roundoff) / (2 * math.log1p(-self.damping)))
         if steps < min(tol.max_steps, FEW):
             raise ValueError(
                 f"Reversible(damping={self.damping:g}) can undo {steps} steps in {dtypes[0]}: pass "

@@ -17,10 +17,14 @@ from .._fixed_point import fixed_point
 from .._options import choose
 from .._solution import Solution, Stats
 from .._state import norm, subtract, to_front
-from ..adjoints import Adjoint
+from ..adjoints import Adjoint, Implicit
 from ..solvers import Solver
 
 PyTree = Any
+
+
+# What a first DEQ trains with, see `DEQ` and docs/first_deq.md.
+SAFEGUARDED = Implicit(max_gain=10.0, unfinished="jfb")
 
 
 class DEQ(nnx.Module):
@@ -41,11 +45,19 @@ class DEQ(nnx.Module):
     mode, with running statistics, they are independent again.
 
     The gradient is the same in train and in eval mode: the mode changes the cell, not the adjoint.
+    By default it is `SAFEGUARDED`, the implicit one with two limits, `Implicit(max_gain=10.0,
+    unfinished="jfb")`: a sample whose ‖u‖ would be more than ten times ‖v‖ has it scaled down, and
+    one whose own solve did not converge gets u = v. Both are near a fold of f, where one sample in
+    a hundred can be the whole gradient, and a few such steps undo a training (the page "Your first
+    DEQ" has the figures). Samples that converged with a smaller gain have the exact gradient, and
+    the adjoint's report says `Status.LIMITED` for the others. `adjoint="implicit"` is exact for
+    all.
 
     Args:
         cell: the module f.
         solver: as in `deqjax.fixed_point`.
-        adjoint: as in `deqjax.fixed_point`.
+        adjoint: as in `deqjax.fixed_point`; the default is not the exact one but `SAFEGUARDED`, see
+            below.
         adjoint_solver: as in `deqjax.fixed_point`.
         rtol: as in `deqjax.fixed_point`.
         atol: as in `deqjax.fixed_point`.
@@ -80,7 +92,7 @@ class DEQ(nnx.Module):
         cell: nnx.Module,
         *,
         solver: str | Solver = "anderson",
-        adjoint: str | Adjoint = "implicit",
+        adjoint: str | Adjoint = SAFEGUARDED,
         adjoint_solver: str | Solver | None = None,
         rtol: float | None = None,
         atol: float | None = None,

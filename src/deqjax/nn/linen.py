@@ -14,6 +14,7 @@ from .._options import choose
 from .._solution import Solution
 from ..adjoints import Adjoint
 from ..solvers import Solver
+from .deq import SAFEGUARDED
 
 
 class DEQ(nn.Module):
@@ -31,7 +32,7 @@ class DEQ(nn.Module):
     Attributes:
         cell: the module f.
         solver, adjoint, adjoint_solver, rtol, atol, max_steps, on_failure: as in
-            `deqjax.fixed_point`.
+            `deqjax.fixed_point`; the default adjoint is `deqjax.nn.SAFEGUARDED`.
         batch_axis: independent samples along this axis of z (default 0); None, one equation.
 
     Examples:
@@ -51,7 +52,7 @@ class DEQ(nn.Module):
 
     cell: nn.Module
     solver: str | Solver = "anderson"
-    adjoint: str | Adjoint = "implicit"
+    adjoint: str | Adjoint = SAFEGUARDED
     adjoint_solver: str | Solver | None = None
     rtol: float | None = None
     atol: float | None = None
