@@ -25,6 +25,7 @@ class Remedy:
         clip: the largest norm of a batch's gradient.
         penalty: weight of ‖J‖²/n in the loss.
         max_gain: as in `Implicit`.
+        unfinished: as in `Implicit`.
         finished_only: as in `Classifier`.
         contractive: as in `Cell`.
     """
@@ -33,6 +34,7 @@ class Remedy:
     clip: float | None = None
     penalty: float = 0.0
     max_gain: float | None = None
+    unfinished: str = "exact"
     finished_only: bool = False
     contractive: bool = False
 
@@ -43,6 +45,9 @@ REMEDIES = {
     "penalty": Remedy("Jacobian penalty, weight 1", penalty=1.0),
     "finished": Remedy("no gradient through unfinished solves", finished_only=True),
     "gain": Remedy("a sample's gain limited to 10", max_gain=10.0),
+    "safeguarded": Remedy(
+        "gain limited to 10, u = v where unfinished", max_gain=10.0, unfinished="jfb"
+    ),
     "contractive": Remedy("W kept at ‖W‖₂ ≤ 0.95", contractive=True),
 }
 
@@ -62,13 +67,14 @@ class Row:
             return MLP(d, rngs=rngs)
         if self.solver is None:
             return Classifier(d, depth=STACKED, rngs=rngs)
+        if self.name == "default":
+            return Classifier(d, rngs=rngs)
         remedy = self.remedy
-        # Named also where it is exact: this is not the place to follow a default of `DEQ`.
-        limited = remedy.max_gain is not None
         return Classifier(
             d,
             solver=self.solver,
-            adjoint=Implicit(max_gain=remedy.max_gain) if limited else Implicit(),
+            # Named also where it is exact, which the default of `DEQ` is not.
+            adjoint=Implicit(max_gain=remedy.max_gain, unfinished=remedy.unfinished),
             rtol=RTOL,
             contractive=remedy.contractive,
             finished_only=remedy.finished_only,
@@ -79,6 +85,7 @@ class Row:
 def _rows():
     yield Row("mlp", None, REMEDIES[""], "an MLP with two hidden layers")
     yield Row("stack", None, REMEDIES[""], f"the cell stacked {STACKED} times")
+    yield Row("default", "anderson", REMEDIES["safeguarded"], "`DEQ(cell)`, rtol 1e-5")
     for solver in SOLVERS:
         for name, remedy in REMEDIES.items():
             yield Row(f"{solver}-{name}" if name else solver, solver, remedy, remedy.says)
