@@ -37,7 +37,7 @@ def on_devices():
     """Runs named programs of a file in a process with so many devices; XLA fixes their number when
     it starts. A warning there is an error."""
 
-    def run(devices: int, file: str, names: str, timeout: float = 300) -> str:
+    def run(devices: int, file: str, names: str, timeout: float = 1200) -> str:
         flags = os.environ.get("XLA_FLAGS", "")
         environment = os.environ | {
             "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",

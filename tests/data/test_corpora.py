@@ -177,7 +177,7 @@ def test_processes_may_race(cache):
     )
     command = [sys.executable, "-c", script, str(cache)]
     racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = [racer.communicate(timeout=120)[0].split() for racer in racers]
+    answers = [racer.communicate(timeout=600)[0].split() for racer in racers]
     assert [racer.returncode for racer in racers] == [0, 0]
     total = int(load_corpus("python-docs", cache_dir=cache).train.sum())
     assert answers == [[str(total)] * 3] * 2

@@ -73,14 +73,22 @@ def test_a_save_holds_the_values_it_was_given(tmp_path, held):
     assert (w == 6).all()
 
 
-def test_one_save_at_a_time(tmp_path, held):
+def test_one_save_at_a_time(tmp_path, held, monkeypatch):
+    """The second save is what lets the first one write, by waiting for it."""
     with Checkpoints(tmp_path) as checkpoints:
+        real = checkpoints.wait
+
+        def wait():
+            held.set()
+            real()
+            held.clear()
+
         checkpoints.save(1, tree(1))
-        timer = threading.Timer(0.3, held.set)
-        timer.start()
-        checkpoints.save(2, tree(2))
-        assert held.is_set() and names(tmp_path) == ["step_000000001"]
-        timer.join()
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, "wait", wait)
+            checkpoints.save(2, tree(2))
+        assert names(tmp_path) == ["step_000000001"]
+        held.set()
         assert checkpoints.steps() == [1, 2]
 
 
@@ -121,16 +129,16 @@ def test_the_next_call_says_that_a_save_failed(tmp_path, monkeypatch, call):
 
 
 PROGRAM = """
-import os, signal, sys, time
+import os, signal, sys, threading
 from pathlib import Path
 import jax.numpy as jnp
 from deqjax.training.checkpoints import Checkpoints, manifest
 folder, how = Path(sys.argv[1]), sys.argv[2]
 checkpoints = Checkpoints(folder)
 checkpoints.save(1, {"w": jnp.full(1000, 1.0)}, wait=True)
-real = manifest.write
+real, ended = manifest.write, threading.Event()
 def write(*args):
-    time.sleep(0.3)  # the main thread ends in the meantime
+    ended.wait()  # the main thread has nothing more to do
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "fail":
@@ -138,6 +146,7 @@ def write(*args):
     real(*args)
 manifest.write = write
 checkpoints.save(2, {"w": jnp.full(1000, 2.0)})
+ended.set()
 """
 
 

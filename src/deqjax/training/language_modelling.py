@@ -210,7 +210,7 @@ def perplexity(
     for done, batch in enumerate(stream, start=1):
         batch = batch._replace(fresh=np.asarray(batch.fresh))
         nats, others, memory = _score(model, memory, batch)
-        totals += [np.sum(nats, dtype=np.float64), *np.asarray(others, np.float64)]
+        totals += [np.asarray(nats, np.float64).sum(), *np.asarray(others, np.float64)]
         if each is not None:
             each(done, Score(*totals.tolist()))
     return Score(*totals.tolist())
