@@ -1,5 +1,6 @@
 """`on_failure`: what is heard of a failed solve, of each kind and under each transform."""
 
+import importlib.util
 import inspect
 import re
 import warnings
@@ -46,7 +47,7 @@ def on_its_own(loss):
     return lambda w, **options: jax.vmap(lambda w: loss(w, **options))(w)
 
 
-FAILS, SOLVED = jnp.float32(0.9), jnp.float32(1e-3)
+FAILS, SOLVED = jnp.float32(0.9), jnp.float32(1e-4)
 BOTH = jnp.stack([SOLVED, FAILS])
 
 # name: (function of w, where, the kinds of solve that fail)
@@ -179,7 +180,7 @@ def test_a_compiled_program_raises_from_the_runtime():
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_nan_marks_the_samples_that_failed_and_no_other_bit(compiled):
-    w = jnp.array([1e-3, 0.9, -0.0, jnp.nan, 2e-3], jnp.float32)
+    w = jnp.array([1e-4, 0.9, -0.0, jnp.nan, 4e-3], jnp.float32)
     failed = np.array([False, True, False, True, False])
     options = dict(solver=SHORT, rtol=1e-3, batch_axis=0)
 
@@ -271,12 +272,19 @@ def test_wrong_policies_get_a_sentence(monkeypatch):
 
 def test_the_default_can_be_exported():
     gradient = jax.jit(jax.grad(adjoint))
-    data = export.export(gradient)(FAILS).serialize()
-    np.testing.assert_array_equal(export.deserialize(data).call(FAILS), gradient(FAILS))
+    exported = export.export(gradient)(FAILS)
+    if importlib.util.find_spec("flatbuffers"):  # which JAX asks for to write it down
+        exported = export.deserialize(exported.serialize())
+    np.testing.assert_allclose(exported.call(FAILS), gradient(FAILS), rtol=1e-6)
+    with pytest.raises(NotImplementedError, match="callback"):
+        export.export(jax.jit(with_policy(forward, "warn")))(FAILS)
 
 
-def test_the_default_is_compiled_once_for_all_processes(tmp_path):
-    before = jax.config.jax_compilation_cache_dir
+def test_the_default_is_kept_by_the_compilation_cache(tmp_path):
+    hits = []
+    jax.monitoring.register_event_listener(
+        lambda name, **_: hits.append(name.endswith("/cache_hits"))
+    )
 
     def files(policy) -> list[str]:
         def kept_by_default(w):  # a new function each time, which JAX knows nothing about
@@ -285,14 +293,23 @@ def test_the_default_is_compiled_once_for_all_processes(tmp_path):
         jax.block_until_ready(jax.jit(kept_by_default)(SOLVED))
         return [p.name for p in tmp_path.glob("jit_kept_by_default-*-cache")]
 
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
     try:
-        jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+        for name, value in options.items():
+            jax.config.update(name, value)
         compilation_cache.reset_cache()
         assert files("warn") == []  # JAX keeps no program with a callback
         (written,) = files(None)
-        assert files(None) == [written]
+        hits.clear()
+        assert files(None) == [written] and any(hits)
     finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+        for name, value in before.items():
+            jax.config.update(name, value)
         compilation_cache.reset_cache()
 
 
@@ -313,4 +330,5 @@ def test_on_four_devices(on_devices):
 @pytest.mark.slow
 def test_two_processes_hear_nothing_and_have_the_answer(tmp_path):
     said = finish(start(Path(failure_programs.__file__), 2))
-    assert said[0] == said[1] and "deqjax:" not in said[0] and "z 10.0" in said[0], said
+    for text in said:
+        assert "deqjax:" not in text and text.endswith("z 10.0\n"), said
