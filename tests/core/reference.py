@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+EPS = float(np.finfo(float).eps)
+
 
 def picard(f, z, steps, *, damping=1.0):
     """z⁺ = z + λ (f(z) − z)."""
@@ -17,7 +19,7 @@ def picard(f, z, steps, *, damping=1.0):
     return jnp.stack(zs)
 
 
-def anderson(f, z, steps, *, memory=5, mixing=1.0, ridge=10 * np.finfo(float).eps):
+def anderson(f, z, steps, *, memory=5, mixing=1.0, ridge=10 * EPS):
     """z⁺ = z + β r − ΔY γ,  γ = argmin ‖r − ΔR γ‖² + λ ‖Dγ‖²,  by the QR factors of [ΔR; √λ D].
 
     Walker and Ni (SIAM J. Numer. Anal. 49(4), 2011), with columns of unit length.

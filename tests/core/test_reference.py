@@ -36,7 +36,11 @@ METHODS = {
     "broyden": (reference.broyden, deqjax.Broyden, dict(memory=2)),
     "broyden, long": (reference.broyden, deqjax.Broyden, dict(memory=9)),
 }
-EVERY_STEP = dict(rtol=0.0, atol=0.0, trace=True, adjoint="unrolled")
+SLOW = pytest.mark.slow
+
+
+def slow_unless(quick):
+    return [pytest.param(name, marks=() if name == quick else SLOW) for name in METHODS]
 
 
 def problem(cell):
@@ -71,32 +75,45 @@ def at(step, tree):
     return jax.tree.map(lambda x: x[step], tree)
 
 
+def forward(f, z0, *args, **options):
+    """Every step, unless told otherwise."""
+    return deqjax.fixed_point(f, z0, *args, **dict(rtol=0.0, atol=0.0, trace=True) | options)
+
+
 def tuned(name, f, loss, steps, **options):
     """(z, trace) and the gradient of the loss to z0 and args, of the library's solver."""
     _, make, own = METHODS[name]
 
     def run(z0, args):
-        options_ = EVERY_STEP | options
-        sol = deqjax.fixed_point(f, z0, *args, solver=make(**own), max_steps=steps, **options_)
+        options_ = dict(solver=make(**own), max_steps=steps, adjoint="unrolled") | options
+        sol = forward(f, z0, *args, **options_)
         return loss(sol.z), sol
 
     return jax.jit(jax.grad(run, (0, 1), has_aux=True))
 
 
-@pytest.mark.parametrize("cell", ["tanh", "linear"])
-@pytest.mark.parametrize("name", METHODS)
-def test_iterates_and_their_gradients(name, cell):
+@pytest.mark.parametrize(
+    ("name", "cell", "steps"),
+    [
+        pytest.param(name, cell, steps, marks=() if quick else SLOW)
+        for name in METHODS
+        for cell in ("tanh", "linear")
+        for steps in (STEPS, 1, 2, 4)
+        for quick in [(cell, steps) == ("tanh", STEPS) and "," not in name]
+    ],
+)
+def test_iterates_and_their_gradients(name, cell, steps):
+    """The trace holds the residuals of all iterates, so that the last budget sees most."""
     f, z0, args = problem(cell)
     zs, residuals, gradients = plain(name, cell)
-    for steps in (1, 2, 4, STEPS):
-        got, sol = tuned(name, f, loss_of, steps)(z0, args)
-        best = int(np.argmin(residuals[: steps + 1]))
-        np.testing.assert_allclose(sol.stats.trace, residuals[: steps + 1], rtol=1e-7)
-        assert relative(sol.z, zs[best]) < 1e-9
-        assert relative(got, at(best, gradients)) < 1e-7
+    got, sol = tuned(name, f, loss_of, steps)(z0, args)
+    best = int(np.argmin(residuals[: steps + 1]))
+    np.testing.assert_allclose(sol.stats.trace, residuals[: steps + 1], rtol=1e-7)
+    assert relative(sol.z, zs[best]) < 1e-9
+    assert relative(got, at(best, gradients)) < 1e-7
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", slow_unless("broyden"))
 def test_several_leaves_are_one_vector(name):
     f, z0, args = problem("tanh")
     zs, residuals, (z0_bar, args_bar) = plain(name, "tanh")
@@ -107,7 +124,7 @@ def test_several_leaves_are_one_vector(name):
     assert relative(got, (split(z0_bar[best]), at(best, args_bar))) < 1e-7
 
 
-@pytest.mark.parametrize("name", ["picard", "anderson", "broyden"])
+@pytest.mark.parametrize("name", slow_unless("anderson"))
 def test_samples_of_a_batch_stop_each_at_their_own_iterate(name):
     """And their gradients are those of these iterates: nothing of the steps that the others went
     on for."""
@@ -151,25 +168,21 @@ def test_samples_of_a_batch_stop_each_at_their_own_iterate(name):
 # ------------------------------------------------------------------------------- Newton, GMRES
 
 
-@pytest.mark.parametrize("radius", [0.95, 4.0])
-@pytest.mark.parametrize("memory", [2, 20])
+@pytest.mark.parametrize(
+    ("radius", "memory"),
+    [(4.0, 20), *(pytest.param(*p, marks=SLOW) for p in [(4.0, 2), (0.95, 20), (0.95, 2)])],
+)
 def test_newton_krylov_step_by_step(radius, memory):
     """Radius 4 is where its line search has work to do."""
     theta, x = tanh_parameters(N, radius=radius)
     f = lambda z: tanh_cell(z, theta, x)
     zs = reference.newton_krylov(f, np.zeros(N), 5, memory=memory)
     residuals = residuals_of(f, zs)
-    for steps in (1, 2, 5):
-        sol = deqjax.fixed_point(
-            f,
-            jnp.zeros(N),
-            solver=deqjax.NewtonKrylov(memory=memory),
-            **EVERY_STEP | dict(adjoint="implicit"),
-            max_steps=steps,
-        )
+    for steps in (2, 5):
+        sol = forward(f, np.zeros(N), solver=deqjax.NewtonKrylov(memory=memory), max_steps=steps)
         # Not what rounding has left in the place of a residual.
-        clear = np.asarray(residuals[: steps + 1]) > 1e-7
-        assert clear.sum() > min(steps, 2)
+        clear = residuals[: steps + 1] > 1e-7
+        assert clear.sum() > 2
         np.testing.assert_allclose(sol.stats.trace[clear], residuals[: steps + 1][clear], rtol=1e-7)
         assert relative(sol.z, zs[int(np.argmin(residuals[: steps + 1]))]) < 1e-8
 
@@ -190,20 +203,12 @@ def test_gmres_cycle_by_cycle(memory):
         zs.append(zs[-1] + d)
     residuals = residuals_of(lambda z: f(z, a, b), np.stack(zs))
     for cycles in (1, 4):
-        sol = deqjax.fixed_point(
-            f,
-            z0,
-            a,
-            b,
-            solver=deqjax.GMRES(memory=memory),
-            **EVERY_STEP | dict(adjoint="implicit"),
-            max_steps=cycles,
-        )
+        sol = forward(f, z0, a, b, solver=deqjax.GMRES(memory=memory), max_steps=cycles)
         assert relative(sol.z, zs[cycles]) < 1e-9
         np.testing.assert_allclose(sol.stats.trace, residuals[: cycles + 1], rtol=1e-8)
 
 
-@pytest.mark.parametrize("rtol", [1e-1, 1e-3])
+@pytest.mark.parametrize("rtol", [3e-1, 1e-1])
 def test_gmres_takes_no_more_products_than_it_needs(rtol):
     f, z0, (a, b) = problem("linear")
     r = b + a @ z0 - z0
