@@ -100,7 +100,7 @@ def kept_pivots(k, squares, *, drop, first=0):
         explained = k[i, kept] @ np.linalg.solve(k[np.ix_(kept, kept)], k[kept, i]) if kept else 0.0
         if abs(k[i, i] - explained) > drop * squares[i]:
             kept.append(i)
-    return np.array(kept)
+    return np.array(kept, int)
 
 
 def small_system(k, b, kept):
