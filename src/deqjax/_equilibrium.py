@@ -203,8 +203,10 @@ def _both_modes(value, cell, theta, other, z0, solver, adjoint, watch, options) 
         def matvec(u):
             return jax.tree.map(jnp.subtract, u, jacobian(u))
 
-        ways = [watch.settled(f"{which} solve") for which in ("tangent", "adjoint")]
-        return z, lax.custom_linear_solve(matvec, b, *(partial(linear_solve, w) for w in ways))
+        forward, transposed = (
+            partial(linear_solve, watch.settled(f"{kind} solve")) for kind in ("tangent", "adjoint")
+        )
+        return z, lax.custom_linear_solve(matvec, b, forward, transpose_solve=transposed)
 
     return result._replace(z=solution(theta, other, lax.stop_gradient(result.z)))
 
