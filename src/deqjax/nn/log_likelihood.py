@@ -40,7 +40,8 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 def picked(logits: jax.Array, here: jax.Array) -> jax.Array:
     """The same, the target given as a mask: `here` is true once in each row, or not at all."""
     # Masked sums and not a gather: its gradient is no scatter into a second matrix of this size.
-    others = jax.nn.logsumexp(logits, axis=-1, where=~here)
+    # And −∞ rather than logsumexp's own `where`, with which XLA keeps one more such matrix.
+    others = jax.nn.logsumexp(jnp.where(here, -jnp.inf, logits), axis=-1)
     return jax.nn.softplus(others - jnp.sum(jnp.where(here, logits, 0), -1))
 
 
