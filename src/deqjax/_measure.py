@@ -34,6 +34,8 @@ PyTree = Any
 REACH = 100.0
 # A residual that is tested against a length beyond S must have come down to this part of S.
 BROUGHT_DOWN = 0.1
+# The least part of ‖f(z)‖ that a residual is, for it to be more than rounding.
+SEEN = 1e-2
 
 
 class Tolerances(NamedTuple):
@@ -92,9 +94,11 @@ class Measure(NamedTuple):
         return tol.roundoff * length > self.size
 
     def seen(self, residual: jax.Array, length: jax.Array, tol: Tolerances) -> Measure:
-        """S with a residual that was met on the way, unless it is rounding or not finite."""
-        true = (residual >= tol.roundoff**0.5 * length) & (residual < jnp.inf)
-        return self._replace(size=jnp.where(true, jnp.maximum(self.size, residual), self.size))
+        """S with a residual that was met on the way, unless it is small beside its z (rounding) or
+        not finite. A single step of a solver's may be an excursion: it counts for ten times S."""
+        true = (residual >= max(SEEN, tol.roundoff**0.5) * length) & (residual < jnp.inf)
+        size = jnp.clip(residual, self.size, 10 * self.size)
+        return self._replace(size=jnp.where(true, size, self.size))
 
 
 def power_of_two(size: jax.Array, least: float | None = None) -> jax.Array:

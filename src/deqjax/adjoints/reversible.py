@@ -47,10 +47,11 @@ class Reversible(Adjoint):
     (1 + β ρ) / (1 − β) with ρ the size of the Jacobian. A solve that took more steps than can be
     undone would have a wrong gradient whatever its status says, so it stops before: when n steps
     may have made round-off as large as the state, (1 − β)²ⁿ = ε, at the latest
-    (`Status.MAX_STEPS`). At β = 0.5 these are 26 in float64 and 11 in float32: the states are kept in float64 where JAX has it
-    enabled, and f runs in its own dtype. In float32 alone take a small β. What drift remains is
-    measured: the backward pass ends at z0, which is known, and `adjoint_probe` reports the relative
-    distance as `rel_residual`, with `Status.DIVERGED` above 1e-2.
+    (`Status.MAX_STEPS`). At β = 0.5 these are 26 in float64 and 11 in float32: the states are kept
+    in float64 where JAX has it enabled, and f runs in its own dtype. In float32 alone take a small
+    β. What drift remains is measured: the backward pass ends at z0, which is known, and
+    `adjoint_probe` reports the relative distance as `rel_residual`, with `Status.DIVERGED` above
+    1e-2.
 
     Not differentiable twice. Inside `shard_map`, cast parameters to varying outside of f.
 
