@@ -76,6 +76,12 @@ CASES = {
 }  # fmt: skip
 
 
+def cases(*quick):
+    """All of them; those that take no other way than a quick one are slow tests."""
+    slow = [pytest.param(c, marks=pytest.mark.slow) for c in CASES if c not in quick]
+    return pytest.mark.parametrize("case", [*quick, *slow])
+
+
 @pytest.fixture(autouse=True)
 def from_the_start(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
@@ -105,7 +111,7 @@ def with_policy(function, policy):
 # ------------------------------------------------------------------------------------- eager
 
 
-@pytest.mark.parametrize("case", CASES)
+@cases("forward", "adjoint", "jvp", "vmap", "grad in both modes")
 def test_what_runs_at_once_warns(case):
     function, w, expected = CASES[case]
     assert kinds(function, w) == expected
@@ -145,7 +151,7 @@ def test_without_jit_there_is_no_difference():
 # ------------------------------------------------------------------------------------- staged
 
 
-@pytest.mark.parametrize("case", CASES)
+@cases("forward", "adjoint", "vmap of grad", "hessian")
 def test_a_compiled_program_warns_if_it_is_asked_to(case):
     function, w, expected = CASES[case]
     assert kinds(jax.jit(with_policy(function, "warn")), w) == expected
@@ -157,7 +163,7 @@ def test_scan_and_checkpoint():
         assert kinds(lambda w, g=gradient: jax.lax.map(g, w), BOTH) == expected
 
 
-@pytest.mark.parametrize("case", CASES)
+@cases("forward", "adjoint", "hessian")
 def test_the_default_puts_nothing_into_a_program(case):
     function, w, _ = CASES[case]
     program = {
@@ -178,7 +184,7 @@ def test_a_compiled_program_raises_from_the_runtime():
 # ------------------------------------------------------------------------------------ policies
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_nan_marks_the_samples_that_failed_and_no_other_bit(compiled):
     w = jnp.array([1e-4, 0.9, -0.0, jnp.nan, 4e-3], jnp.float32)
     failed = np.array([False, True, False, True, False])
@@ -196,7 +202,9 @@ def test_nan_marks_the_samples_that_failed_and_no_other_bit(compiled):
         np.testing.assert_array_equal(*(x[~failed].view(np.uint32) for x in (marked, plain)))
 
 
-@pytest.mark.parametrize("case", ["adjoint", "jvp", "grad in both modes", "hessian"])
+@pytest.mark.parametrize(
+    "case", ["adjoint", "jvp", pytest.param("hessian", marks=pytest.mark.slow)]
+)
 def test_nan_marks_what_is_derived(case):
     function, w, _ = CASES[case]
     function = with_policy(function, "nan")
@@ -323,8 +331,9 @@ def test_a_solve_under_a_cond_can_be_mapped():
 # ------------------------------------------------------------------------------ many devices
 
 
-def test_on_four_devices(on_devices):
-    on_devices(4, failure_programs.__file__, "devices")
+@pytest.mark.parametrize("axes", ["Auto", pytest.param("Explicit", marks=pytest.mark.slow)])
+def test_on_four_devices(axes, on_devices):
+    on_devices(4, failure_programs.__file__, f"devices {axes}")
 
 
 @pytest.mark.slow
