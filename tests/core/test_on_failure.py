@@ -10,12 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax import nnx
 from jax import export
 from jax.experimental.compilation_cache import compilation_cache
 
 import deqjax
 from deqjax import _failure
 from deqjax._failure import VARIABLE
+from deqjax.nn import DEQ, linen
 
 from . import failure_programs
 from .failure_programs import affine, finish, start
@@ -341,3 +344,25 @@ def test_two_processes_hear_nothing_and_have_the_answer(tmp_path):
     said = finish(start(Path(failure_programs.__file__), 2))
     for text in said:
         assert "deqjax:" not in text and text.endswith("z 10.0\n"), said
+
+
+# ------------------------------------------------------------------------------------ modules
+
+
+def test_modules_take_the_policy():
+    class Cell(nnx.Module):
+        def __call__(self, z, x):
+            return 0.9 * z + x
+
+    class LinenCell(nn.Module):
+        def __call__(self, z, x):
+            return 0.9 * z + x
+
+    x = jnp.ones((1, 2), jnp.float32)
+    for policy, marked in ("nan", True), ("ignore", False):
+        options = dict(solver=SHORT, on_failure=policy)
+        for z in DEQ(Cell(), **options)(x).z, linen.DEQ(LinenCell(), **options).apply({}, x).z:
+            assert jnp.isnan(z).all() == marked
+    for module, cell in (DEQ, Cell()), (linen.DEQ, LinenCell()):
+        with pytest.raises(ValueError, match="did you mean 'nan'"):
+            module(cell, on_failure="nans")
