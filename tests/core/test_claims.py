@@ -1,4 +1,4 @@
-"""What may be called CONVERGED and what may not: no solution, units, far starts, coupled samples."""
+"""What may be called CONVERGED and what may not."""
 
 import functools
 
