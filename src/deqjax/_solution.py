@@ -91,7 +91,7 @@ _MESSAGES = {
 
 
 class SolveError(RuntimeError):
-    """Raised by `Solution.raise_unless_converged`, and only there."""
+    """Raised by `Solution.raise_unless_converged`, and by solves with `on_failure="raise"`."""
 
 
 @jax.tree_util.register_dataclass

@@ -94,7 +94,7 @@ class Implicit(Adjoint):
         if self.max_gain is not None:
             limited = stats.gain > self.max_gain
             u = times(u, jnp.where(limited, self.max_gain / stats.gain, 1))
-        if self.unfinished == "jfb":
+        if self.unfinished == "jfb" and end.converged is not None:
             limited |= ~end.converged
             u = select(end.converged, u, v)
         status = jnp.where(limited, int(Status.LIMITED), stats.status).astype(jnp.int32)
