@@ -263,10 +263,9 @@ def _start(
     residual, f_norm = point.norms
     history = None
     if trace:
-        # As long as was asked for, also where a solver takes fewer steps by itself.
-        length = Solver.tolerances(solver, z0).max_steps + 1
         history = jnp.full_like(residual, jnp.nan)
-        history = jnp.broadcast_to(history, (length, *residual.shape)).at[0].set(residual)
+        history = jnp.broadcast_to(history, (tol.max_steps + 1, *residual.shape))
+        history = history.at[0].set(residual)
     finite = jnp.isfinite(residual + f_norm)
     done = solver.done(residual, *measure.limit(f_norm, tol))
     status = jnp.where(

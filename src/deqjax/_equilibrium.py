@@ -142,6 +142,8 @@ def equilibrium(
         theta_bar, stats = adjoint.pull_back(
             lambda z, theta: cell(z, theta, other, root), theta, end, v, solve_adjoint
         )
+        if adjoint.can_fail:
+            watch.of("way back of the adjoint").hear(Result(end.z, stats, None), solver)  # type: ignore[arg-type]
         return theta_bar, None, None, None, _report(stats, probe), None, None, None
 
     solve.defvjp(forward, backward)

@@ -78,7 +78,7 @@ def newton_krylov(f, z, steps, *, memory=20, forcing=0.1):
         z, r = zs[-1], residual(zs[-1])
         size = np.linalg.norm(r)
         a = np.eye(z.size) - np.asarray(jacobian(z))
-        d, _ = gmres(a, r, memory=memory, target=eta * size)
+        d, _ = gmres(a, r, memory=memory, target=float(eta * size))
         t, tried = 1.0, []
         while not tried or (tried[-1][0] > (1 - 1e-4 * t) * size and len(tried) < 10):
             if tried:

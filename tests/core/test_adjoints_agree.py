@@ -49,7 +49,28 @@ CASES = {
     },
 }
 QUICK = {"unrolled, picard", "unrolled, anderson", "unrolled, broyden", "phantom", "shine"}
-CASE = [pytest.param(c, marks=() if c in QUICK else pytest.mark.slow) for c in CASES]
+# A batch in float32, one equation at a time in float64: by default, of one unknown.
+SETTINGS = [
+    *((n, *two) for n in (1, 2) for two in [("float32", True), ("float64", False)]),
+    *((n, *two) for n in (1, 2) for two in [("float32", False), ("float64", True)]),
+]
+
+
+def every(cases):
+    """All cases in all settings."""
+    return pytest.mark.parametrize(
+        ("case", "n", "dtype", "batched"),
+        [
+            pytest.param(
+                *(case, *setting),
+                marks=() if case in QUICK and setting in SETTINGS[:2] else pytest.mark.slow,
+            )
+            for case in cases
+            for setting in SETTINGS
+        ],
+    )
+
+
 # How close a gradient is to that of z*, relative to it, where a solve has gone to `rtol`.
 PRECISION = {"float64": dict(rtol=1e-9, close=1e-5), "float32": dict(rtol=1e-5, close=3e-3)}
 # Two states that come back: exact gradients of an iterate that converges more slowly.
@@ -144,11 +165,8 @@ def check(case, n, rows, close, names=tuple(ROWS)):
         assert error <= allowed, (name, error)
 
 
-@pytest.mark.parametrize("case", CASE)
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("n", [1, 2])
-@pytest.mark.parametrize("batched", [False, True])
-def test_converged_gradients_are_those_of_the_solution(case, dtype, n, batched):
+@every(CASES)
+def test_converged_gradients_are_those_of_the_solution(case, n, dtype, batched):
     rtol, close = (REVERSIBLE if case == "reversible" else PRECISION)[dtype].values()
     rows = gradients(case, n, dtype, batched, rtol=rtol)
     ended = {name for name, (_, stats, _) in zip(ROWS, rows, strict=True) if stats.converged}
@@ -157,11 +175,8 @@ def test_converged_gradients_are_those_of_the_solution(case, dtype, n, batched):
     check(case, n, rows, close, ended)
 
 
-@pytest.mark.parametrize("case", [c for c in CASE if "unrolled" in c.values[0]])
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("n", [1, 2])
-@pytest.mark.parametrize("batched", [False, True])
-def test_steps_that_go_on_at_the_solution_spoil_no_gradient(case, dtype, n, batched):
+@every([case for case in CASES if "unrolled" in case])
+def test_steps_that_go_on_at_the_solution_spoil_no_gradient(case, n, dtype, batched):
     """With tolerances of zero a solve goes on with differences of round-off, or of zero."""
     rows = gradients(case, n, dtype, batched, rtol=0.0, atol=0.0)
     check(case, n, rows, PRECISION[dtype]["close"])

@@ -6,6 +6,8 @@ of the formula in the paper.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +45,7 @@ def slow_unless(quick):
     return [pytest.param(name, marks=() if name == quick else SLOW) for name in METHODS]
 
 
-def problem(cell):
+def problem(cell) -> tuple[Callable, np.ndarray, Any]:
     """f(z, *args), z0 and args, numpy."""
     z0 = np.random.default_rng(1).normal(size=N)
     if cell == "tanh":
@@ -77,7 +79,8 @@ def at(step, tree):
 
 def forward(f, z0, *args, **options):
     """Every step, unless told otherwise."""
-    return deqjax.fixed_point(f, z0, *args, **dict(rtol=0.0, atol=0.0, trace=True) | options)
+    every_step: dict[str, Any] = dict(rtol=0.0, atol=0.0, trace=True)
+    return deqjax.fixed_point(f, z0, *args, **every_step | options)
 
 
 def tuned(name, f, loss, steps, **options):

@@ -1,5 +1,7 @@
 """Reversible: exact gradients of the computed iterate, memory without depth, drift reported."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,3 +155,28 @@ def test_needs_plain_picard(solver):
 def test_wrong_damping():
     with pytest.raises(ValueError, match="cannot be undone"):
         deqjax.Reversible(damping=1.0)
+
+
+def test_a_drift_is_heard_of():
+    """In float32 at the defaults: the forward solve has converged, and the way back misses z0."""
+    with jax.enable_x64(False):
+        q = np.linalg.qr(np.random.default_rng(0).normal(size=(32, 32)))[0]
+        w = jnp.asarray(0.5 * q, jnp.float32)
+        x = jnp.full(32, 0.1, jnp.float32)
+        f = lambda z, w: 0.5 * jnp.sin(w @ z) + 0.5 * (w @ z) + x
+
+        def loss(w):
+            sol = deqjax.fixed_point(f, jnp.zeros_like(x), w, solver="picard", adjoint="reversible")
+            return jnp.sum(sol.z**2), sol.stats.converged
+
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            _, converged = jax.grad(loss, has_aux=True)(w)
+    assert bool(converged) and any("way back of the adjoint" in str(h.message) for h in heard)
+
+
+def test_a_damping_that_cannot_be_undone_is_refused():
+    with pytest.raises(ValueError, match="smaller damping"):
+        deqjax.fixed_point(
+            jnp.cos, jnp.zeros(2), solver="picard", adjoint=deqjax.Reversible(damping=0.999)
+        )

@@ -299,7 +299,8 @@ def test_batch_norm_in_train_mode_is_one_equation():
     def exact(kernel, x):
         return jax.lax.scan(lambda z, _: (rows(kernel, x, z), None), x, length=400)[0]
 
-    deq = DEQ(Normalised(), batch_axis=None, **options)
+    backward = deqjax.Broyden(memory=20, max_steps=400)
+    deq = DEQ(Normalised(), batch_axis=None, adjoint_solver=backward, **options)
     deq.train()
     kernel, f = deq.cell.kernel[...], deq.function(x)
     sol = solve(deq, x)

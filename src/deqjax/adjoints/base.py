@@ -49,12 +49,15 @@ class Adjoint:
         exact: True if u solves its equation to the adjoint solver's tolerance.
         keeps_state: the backward pass needs the solver's state at the end (its history).
         differentiates_loop: see above.
+        can_fail: what it reports is no solve of the library's driver, which speaks for itself, and
+            a status other than CONVERGED is a failure.
     """
 
     name: ClassVar[str] = "adjoint"
     exact: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = False
     differentiates_loop: ClassVar[bool] = False
+    can_fail: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

@@ -44,14 +44,13 @@ class Reversible(Adjoint):
     tolerances and max_steps are used; a step costs two evaluations of f, forward and backward.
 
     Precision: going back multiplies round-off by 1 / (1 − β) a half-step, and by up to
-    (1 + β ρ) / (1 − β) with ρ the size of the Jacobian. A solve that took more steps than can be
-    undone would have a wrong gradient whatever its status says, so it stops before: when n steps
-    may have made round-off as large as the state, (1 − β)²ⁿ = ε, at the latest
-    (`Status.MAX_STEPS`). At β = 0.5 these are 26 in float64 and 11 in float32: the states are kept
-    in float64 where JAX has it enabled, and f runs in its own dtype. In float32 alone take a small
-    β. What drift remains is measured: the backward pass ends at z0, which is known, and
-    `adjoint_probe` reports the relative distance as `rel_residual`, with `Status.DIVERGED` above
-    1e-2.
+    (1 + β ρ) / (1 − β) with ρ the size of the Jacobian. The states are kept in float64 where JAX
+    has it enabled, and f runs in its own dtype; that carries about 25 steps at β = 0.5. In float32
+    alone, some 11 steps, or a small β. The drift is measured: the backward pass ends at z0, which
+    is known, and where the relative distance is above 1e-2 the adjoint has failed, with
+    `Status.DIVERGED`: `on_failure` hears of it (an eager gradient warns), and `adjoint_probe`
+    reports the distance as `rel_residual`. A β with which fewer than four steps can be undone in
+    the dtype is refused.
 
     Not differentiable twice. Inside `shard_map`, cast parameters to varying outside of f.
 
@@ -63,6 +62,7 @@ class Reversible(Adjoint):
 
     name = "reversible"
     keeps_state = True
+    can_fail = True
 
     def __post_init__(self):
         check_fraction("damping", self.damping)
@@ -159,7 +159,7 @@ class Coupled(Solver):
         return False
 
     def tolerances(self, z):
-        """Those of the call, with no more steps than can be undone."""
+        """Those of the call. Refuses a damping with which hardly a step can be undone."""
         tol = super().tolerances(z)
         dtypes = [_widest(x.dtype) for x in jax.tree.leaves(z)]
         roundoff = max(float(jnp.finfo(dtype).eps) for dtype in dtypes) / 2
@@ -169,7 +169,7 @@ class Coupled(Solver):
                 f"Reversible(damping={self.damping:g}) can undo {steps} steps in {dtypes[0]}: pass "
                 "a smaller damping, or enable float64 (jax_enable_x64)"
             )
-        return tol._replace(max_steps=min(tol.max_steps, steps))
+        return tol
 
     def init(self, point, max_steps):
         z = jax.tree.map(lambda x: x.astype(_widest(x.dtype)), point.z)
