@@ -360,8 +360,8 @@ def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
     best = select(better, seen, c.best)
     # The first best f_norm is the scale of the problem; later ones are of the same size.
     diverged = residual > DIVERGENCE * (c.best.residual + c.best.f_norm)
-    ended = jnp.where(diverged, Status.DIVERGED, Status.RUNNING)
-    ended = jnp.where(measure.lost(f_norm, tol), Status.UNBOUNDED, ended)
+    ended = jnp.where(measure.lost(f_norm, tol), Status.UNBOUNDED, Status.RUNNING)
+    ended = jnp.where(diverged, Status.DIVERGED, ended)  # its residual grew too
     ended = jnp.where(done, Status.CONVERGED, ended)
     ended = jnp.where(finite, ended, Status.NONFINITE).astype(jnp.int32)
 
