@@ -293,13 +293,14 @@ def _measured(f: Cell, z0, value, root: Root | None, yardstick, resume) -> tuple
         unit = unit_of(yardstick, value, linear=True)
     else:
         unit = unit_of(z0, value)
-    measure = Measure(unit, jnp.ones_like(unit))
+    rising = unit > 0
+    measure = Measure(unit, jnp.ones_like(unit), rising)
     if root is not None:
         size = jnp.where(root.size < jnp.inf, root.size, 0) / unit
-        measure = Measure(unit, size, size, root.slope)
+        measure = Measure(unit, size, rising, size, root.slope)
     elif yardstick is not None:
         size = norm(times(yardstick, 1 / unit))
-        measure = Measure(unit, size, size)
+        measure = Measure(unit, size, rising, size)
     point = replace(f, measure=measure).point(z0, value)
     residual, f_norm = point.norms
     if yardstick is None:
@@ -376,7 +377,7 @@ def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
         point=point,
         solver_state=solver_state,
         best=best,
-        measure=measure.seen(jnp.where(active, residual, 0), f_norm, tol),
+        measure=select(active, measure.seen(c.point.norms[0], residual, f_norm, tol), measure),
         status=jnp.where(active, ended, c.status),
         steps=c.steps + active,
         f_evals=c.f_evals + jnp.where(active, step.f_evals, 0).astype(jnp.int32),

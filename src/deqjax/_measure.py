@@ -32,7 +32,8 @@ PyTree = Any
 # How many times S a solution may be long and still be tested against its own length. In float32 at
 # the default rtol, f(z) = Jz + b with |z*| = 1000 |b| rounds at 6e-5 |b|, and is asked for 1e-3.
 REACH = 100.0
-# A residual that is tested against a length beyond S must have come down to this part of S.
+# A residual that is tested against a length beyond S must have come down to this part of S, and
+# to a tenth of it unless rtol asks for less than that at ten times S.
 BROUGHT_DOWN = 0.1
 # The least part of ‖f(z)‖ that a residual is, for it to be more than rounding.
 SEEN = 1e-2
@@ -57,7 +58,9 @@ class Tolerances(NamedTuple):
         """How many times S the yardstick may be."""
         if self.rtol == 0:
             return REACH
-        return max(1.0, min(REACH, BROUGHT_DOWN / self.rtol))
+        return max(
+            1.0, min(REACH, max(10.0, 0.1 * BROUGHT_DOWN / self.rtol), BROUGHT_DOWN / self.rtol)
+        )
 
 
 class Measure(NamedTuple):
@@ -67,11 +70,13 @@ class Measure(NamedTuple):
         unit: a power of two. Residuals and norms are in it.
         size: S, in units.
         given: the yardstick of a problem that has one of its own, in units; None is ‖f(z)‖.
+        rising: whether the residual has only grown so far.
         slope: for g(z) = 0: f(z) = z + slope·g(z) is what a solver sees. None for z = f(z).
     """
 
     unit: jax.Array
     size: jax.Array
+    rising: jax.Array
     given: jax.Array | None = None
     slope: jax.Array | None = None
 
@@ -93,12 +98,19 @@ class Measure(NamedTuple):
         """Whether z is so large that a residual of size S would vanish in its rounding."""
         return tol.roundoff * length > self.size
 
-    def seen(self, residual: jax.Array, length: jax.Array, tol: Tolerances) -> Measure:
-        """S with a residual that was met on the way, unless it is small beside its z (rounding) or
-        not finite. A single step of a solver's may be an excursion: it counts for ten times S."""
-        true = (residual >= max(SEEN, tol.roundoff**0.5) * length) & (residual < jnp.inf)
+    def seen(
+        self, before: jax.Array, residual: jax.Array, length: jax.Array, tol: Tolerances
+    ) -> Measure:
+        """S with a residual that was met on the way, the one `before` it known.
+
+        Only while residuals rise from the start, away from an unstable equilibrium: once they have
+        fallen, a large one is an excursion of the solver's and not the problem's. Not where it is
+        small beside its z (rounding); and a single step counts for ten times S.
+        """
+        rising = self.rising & (residual >= 0.99 * before)
+        true = rising & (residual >= max(SEEN, tol.roundoff**0.5) * length) & (residual < jnp.inf)
         size = jnp.clip(residual, self.size, 10 * self.size)
-        return self._replace(size=jnp.where(true, size, self.size))
+        return self._replace(size=jnp.where(true, size, self.size), rising=rising)
 
 
 def power_of_two(size: jax.Array, least: float | None = None) -> jax.Array:

@@ -289,3 +289,18 @@ def test_what_is_no_root_is_none():
             sol = constant(z0, solver=solver)
             assert not bool(sol.stats.converged)
             np.testing.assert_allclose(sol.stats.residual, 2**0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("solver", [deqjax.Broyden(memory=4), deqjax.Anderson()])
+def test_a_loose_tolerance_certifies_no_screw(solver):
+    """Solvers leap about where nothing is to be found; their leaps are not the problem's size."""
+    rng = np.random.default_rng(0)
+    angle, n = rng.uniform(0.3, 2.8, 40), 40
+    c, s, o = np.cos(angle), np.sin(angle), np.zeros(n)
+    turn = np.stack([np.stack([c, -s, o]), np.stack([s, c, o]), np.stack([o, o, o + 1])])
+    turn, step = np.moveaxis(turn, -1, 0), np.stack([*rng.normal(size=(2, n)), o + 0.5], axis=1)
+    f = lambda z, turn, step: jnp.einsum("bij,bj->bi", turn, z) + step
+    for dtype in DTYPES:
+        args = (jnp.zeros((n, 3), dtype), jnp.asarray(turn, dtype), jnp.asarray(step, dtype))
+        sol = solve(f, *args, solver=solver, batch_axis=0, rtol=1e-3, max_steps=200)
+        assert not np.any(sol.stats.converged)
