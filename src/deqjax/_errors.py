@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import math
 import operator
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 import jax.numpy as jnp
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -39,8 +44,31 @@ def by_name(given: Any, kind: type, known: Mapping[str, type], keyword: str, exa
     )
 
 
-def unknown_keyword(function: str, given: str, known: Iterable[str]) -> TypeError:
-    return TypeError(f"{function}() has no keyword {given!r}{suggest(given, known)}")
+def strict(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, answering a keyword that it has not with the closest one that it has."""
+    known = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is not parameter.VAR_POSITIONAL
+    ]
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **options: P.kwargs) -> R:
+        check_keywords(function.__name__, options, known)
+        return function(*args, **options)
+
+    return checked
+
+
+def check_keywords(function: str, given: Iterable[str], known: Iterable[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{function}() has no keyword {name!r}{suggest(name, known)}")
+
+
+def check_callable(name: str, value: Any) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} must be callable as {name}(z, *args), got {type(value).__name__}")
 
 
 def check_tolerance(name: str, value) -> None:

@@ -1,35 +1,25 @@
-"""`fixed_point`, `root_find` and `implicit_function`: the public glue of solver and adjoint."""
+"""`fixed_point`, `root_find` and `implicit_function`: what users call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
-import jax
 import jax.numpy as jnp
-from jax import lax
 
-from ._compaction import Restriction, batched_args, take
-from ._driver import Resume
-from ._equilibrium import equilibrium
-from ._errors import unknown_keyword
+from ._errors import check_callable, check_keywords, strict
 from ._failure import Watch
-from ._options import choose
-from ._scale import by, checked_scale, over, scaled
+from ._options import Options
 from ._solution import Solution, Stats
-from ._state import from_front, is_sharded, to_front
-from .adjoints import Adjoint, Implicit, Unrolled, as_adjoint
+from ._solve import solve
+from .adjoints import Adjoint, as_adjoint
 from .solvers import Solver
 
 PyTree = Any
 
-_KEYWORDS = (
-    *("solver", "adjoint", "adjoint_solver", "rtol", "atol", "max_steps"),
-    *("batch_axis", "forward_mode", "trace", "resume", "scale", "on_failure", "adjoint_probe"),
-)
 
-
+@strict
 def fixed_point(
     f: Callable[..., PyTree],
     z0: PyTree,
@@ -47,7 +37,6 @@ def fixed_point(
     scale: PyTree = None,
     on_failure: str | None = None,
     adjoint_probe: Stats | None = None,
-    **unknown: Any,
 ) -> Solution:
     """Find z* = f(z*, *args), with gradients by the implicit function theorem.
 
@@ -128,13 +117,9 @@ def fixed_point(
         >>> bool(jnp.isfinite(grad(0.5)))
         True
     """
-    if unknown:
-        raise unknown_keyword("fixed_point", next(iter(unknown)), _KEYWORDS)
-    if not callable(f):
-        raise TypeError(f"f must be callable as f(z, *args), got {type(f).__name__}")
-    return _solve(
+    check_callable("f", f)
+    return solve(
         *(f, z0, args),
-        root=False,
         solver=solver,
         adjoint=adjoint,
         adjoint_solver=adjoint_solver,
@@ -151,80 +136,9 @@ def fixed_point(
     )
 
 
-def _solve(
-    f: Callable,
-    z0: PyTree,
-    args: tuple,
-    *,
-    root: bool,
-    given: bool = False,
-    solver: str | Solver = "anderson",
-    adjoint: str | Adjoint = "implicit",
-    adjoint_solver: str | Solver | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    max_steps: int | None = None,
-    batch_axis: int | None = None,
-    forward_mode: bool = False,
-    trace: bool = False,
-    resume: Any = None,
-    scale: PyTree = None,
-    on_failure: str | None = None,
-    adjoint_probe: Stats | None = None,
+def root_find(
+    g: Callable[..., PyTree], z0: PyTree, *args: PyTree, **options: Unpack[Options]
 ) -> Solution:
-    watch = Watch.of_call(on_failure)
-    if given:
-        watch = replace(watch, what="solution given to implicit_function", given=True)
-    forward, gradient = choose(
-        solver=solver,
-        adjoint=adjoint,
-        adjoint_solver=adjoint_solver,
-        rtol=rtol,
-        atol=atol,
-        max_steps=max_steps,
-    )
-    z0 = _first_guess(forward, _checked_state(z0))
-    batch = _batch_size(z0, batch_axis)
-    args = jax.tree.map(_as_array, args)
-    _check_cell(f, z0, args)
-    _check_probe(adjoint_probe, batch, gradient)
-    if forward_mode:
-        _check_forward_mode(gradient, adjoint_probe)
-    if resume is not None:
-        resume = _checked_resume(resume)
-    if scale is not None:
-        scale = checked_scale(scale, z0)
-        f, z0, args = scaled(f, scale), over(z0, scale), (scale, *args)
-
-    def inner(z):
-        return to_front(f(from_front(z, batch_axis), *args), batch_axis)
-
-    restriction = None
-    if forward.leaves_samples_behind or gradient.leaves_samples_behind:
-        _check_compaction(batch_axis, forward_mode, gradient)
-        assert batch_axis is not None
-        restriction = _restriction(f, z0, args, batch_axis)
-
-    result = equilibrium(
-        inner,
-        to_front(z0, batch_axis),
-        forward,
-        gradient,
-        watch,
-        batched=batch_axis is not None,
-        forward_mode=bool(forward_mode),
-        trace=bool(trace),
-        resume=resume,
-        probe=adjoint_probe,
-        restriction=restriction,
-        root=root,
-    )
-    z = from_front(result.z, batch_axis)
-    stats = result.stats if batch_axis is not None else _squeeze(result.stats)
-    return Solution(z=z if scale is None else by(z, scale), stats=stats, state=result.state)
-
-
-def root_find(g: Callable[..., PyTree], z0: PyTree, *args: PyTree, **options: Any) -> Solution:
     """Find z* with g(z*, *args) = 0.
 
     The stop test is ‖g(z)‖₂ ≤ atol + rtol·‖G z‖₂, with G = ∂g/∂z: for g(z) = Az − b, relative to
@@ -252,14 +166,12 @@ def root_find(g: Callable[..., PyTree], z0: PyTree, *args: PyTree, **options: An
         >>> bool(jnp.allclose(sol.z**2, jnp.array([2.0, 3.0]), rtol=1e-4))
         True
     """
-    for name in options:
-        if name not in _KEYWORDS:
-            raise unknown_keyword("root_find", name, _KEYWORDS)
-    if not callable(g):
-        raise TypeError(f"g must be callable as g(z, *args), got {type(g).__name__}")
-    return _solve(g, z0, args, root=True, **options)
+    check_keywords("root_find", options, Options.__annotations__)
+    check_callable("g", g)
+    return solve(g, z0, args, root=True, **options)
 
 
+@strict
 def implicit_function(
     f: Callable[..., PyTree],
     z_star: PyTree,
@@ -316,13 +228,11 @@ def implicit_function(
             f"adjoint={resolved.name!r} needs the steps of a solve, and implicit_function takes "
             "none: use adjoint='implicit'"
         )
-    if not callable(f):
-        raise TypeError(f"f must be callable as f(z, *args), got {type(f).__name__}")
-    return _solve(
+    check_callable("f", f)
+    watch = Watch.of_call(on_failure)
+    return solve(
         *(f, z_star, args),
-        root=False,
-        given=True,
-        solver="anderson",
+        watch=replace(watch, what="solution given to implicit_function", given=True),
         adjoint=resolved,
         adjoint_solver=adjoint_solver,
         rtol=rtol,
@@ -331,7 +241,6 @@ def implicit_function(
         batch_axis=batch_axis,
         forward_mode=forward_mode,
         scale=scale,
-        on_failure=on_failure,
         adjoint_probe=adjoint_probe,
     )
 
@@ -361,156 +270,3 @@ def adjoint_probe(batch: int | None = None, dtype: Any = jnp.float32) -> Stats:
     """
     zero = jnp.zeros(() if batch is None else (batch,), dtype)
     return Stats(*(zero,) * 6, gain=zero, solves=zero)
-
-
-def _first_guess(solver: Solver, z0: PyTree) -> PyTree:
-    guess = _checked_state(solver.first_guess(z0))
-    want, got = (jax.tree.map(jax.typeof, z) for z in (z0, guess))
-    if jax.tree.structure(want) != jax.tree.structure(got):
-        raise TypeError(
-            f"the start of WarmStart() must keep the structure of z0, {want}, not {got}"
-        )
-    if [x.shape for x in jax.tree.leaves(want)] != [x.shape for x in jax.tree.leaves(got)]:
-        raise ValueError(f"the start of WarmStart() must keep the shape of z0, {want}, not {got}")
-    guess = jax.tree.map(lambda x, z: x.astype(z.dtype), guess, z0)
-    return guess
-
-
-def _restriction(f: Callable, z0: PyTree, args: tuple, axis: int) -> Restriction:
-    """f on a part of the batch: the same function of fewer rows."""
-    carries_batch = batched_args(f, z0, args, axis)
-    rows = [x for x, b in zip(jax.tree.leaves(args), carries_batch, strict=True) if b]
-    if any(map(is_sharded, jax.tree.leaves((z0, rows)))):
-        raise ValueError(
-            "Compacted() gathers samples, which explicitly sharded ones do not allow: run it "
-            "inside shard_map, or use the solver without Compacted()"
-        )
-
-    def prepare(index):
-        leaves, treedef = jax.tree.flatten(args)
-        pairs = zip(leaves, carries_batch, strict=True)
-        return jax.tree.unflatten(treedef, [take(x, index, axis) if b else x for x, b in pairs])
-
-    def apply(z, args):
-        return to_front(f(from_front(z, axis), *args), axis)
-
-    return Restriction(prepare, apply)
-
-
-# ---------------------------------------------------------------------------------- checks
-
-
-def _as_array(x):
-    return x if isinstance(x, jax.Array) else jnp.asarray(x)
-
-
-def _checked_state(z0: PyTree) -> PyTree:
-    leaves = jax.tree.leaves(z0)
-    if not leaves:
-        raise ValueError("z0 has no arrays: give at least one floating-point array as the state")
-    for path, x in jax.tree_util.tree_leaves_with_path(z0):
-        try:
-            dtype = jnp.result_type(x)
-        except TypeError:
-            dtype = type(x).__name__
-        if isinstance(dtype, str) or not jnp.issubdtype(dtype, jnp.inexact):
-            where = jax.tree_util.keystr(path)
-            raise TypeError(
-                f"z0{where} has dtype {dtype}, but a state must be floating point: convert it, for "
-                "example with jnp.asarray(z0, float)"
-            )
-    # A weak type (from a Python scalar) would change inside the loop.
-    return jax.tree.map(lambda x: lax.convert_element_type(x, jnp.result_type(x)), z0)
-
-
-def _batch_size(z0: PyTree, axis: int | None) -> int | None:
-    if axis is None:
-        return None
-    if isinstance(axis, bool) or not isinstance(axis, int):
-        raise TypeError(f"batch_axis must be None or an integer, got {axis!r}")
-    sizes = set()
-    for path, x in jax.tree_util.tree_leaves_with_path(z0):
-        if not -x.ndim <= axis < x.ndim:
-            where = jax.tree_util.keystr(path)
-            raise ValueError(
-                f"batch_axis={axis} does not exist in z0{where}, which has shape {x.shape}"
-            )
-        sizes.add(x.shape[axis])
-    if len(sizes) > 1:
-        raise ValueError(
-            f"the leaves of z0 have different sizes {sorted(sizes)} along batch_axis={axis}: every "
-            "leaf must hold the same batch"
-        )
-    return sizes.pop()
-
-
-def _check_cell(f: Callable, z0: PyTree, args: tuple) -> None:
-    out = jax.eval_shape(f, z0, *args)
-    want, got = jax.tree.structure(z0), jax.tree.structure(out)
-    if want != got:
-        raise TypeError(f"f must return the structure of z0, {want}; it returned structure {got}")
-    pairs = zip(jax.tree_util.tree_leaves_with_path(z0), jax.tree.leaves(out), strict=True)
-    for (path, x), y in pairs:
-        where = jax.tree_util.keystr(path)
-        if x.shape != y.shape:
-            raise ValueError(
-                f"f must keep the shape of the state: z0{where} has shape {x.shape}, f returned "
-                f"shape {y.shape}"
-            )
-        if x.dtype != y.dtype:
-            raise TypeError(
-                f"f must keep the dtype of the state: z0{where} is {x.dtype}, f returned "
-                f"{y.dtype}; cast one of them"
-            )
-
-
-def _check_probe(probe: Stats | None, batch: int | None, adjoint: Adjoint) -> None:
-    if probe is None:
-        return
-    if adjoint.differentiates_loop:
-        raise ValueError(
-            f"adjoint={adjoint.name!r} has no adjoint solve to report: leave adjoint_probe out"
-        )
-    shape = () if batch is None else (batch,)
-    if not isinstance(probe, Stats) or jnp.shape(probe.steps) != shape:
-        raise ValueError(
-            f"adjoint_probe must come from deqjax.adjoint_probe(batch={batch}) for this call"
-        )
-
-
-def _check_forward_mode(adjoint: Adjoint, probe: Stats | None) -> None:
-    if not isinstance(adjoint, Implicit | Unrolled):
-        raise ValueError(
-            f"forward_mode=True gives exact derivatives, adjoint={adjoint.name!r} a reverse-mode "
-            "approximation: use adjoint='implicit' or leave forward_mode out"
-        )
-    if probe is not None:
-        raise ValueError(
-            "adjoint_probe reports on reverse mode's own adjoint solve: with forward_mode=True "
-            "there is none, leave one of them out"
-        )
-
-
-def _check_compaction(axis: int | None, forward_mode: bool, adjoint: Adjoint) -> None:
-    if axis is None:
-        raise ValueError(
-            "Compacted() leaves finished samples behind, but batch_axis=None is one equation: pass "
-            "batch_axis, or the solver without Compacted()"
-        )
-    if forward_mode or adjoint.differentiates_loop:
-        what = "forward_mode=True" if forward_mode else f"adjoint={adjoint.name!r}"
-        raise ValueError(
-            f"Compacted() does not go with {what}: pass the solver without Compacted()"
-        )
-
-
-def _checked_resume(resume: Any) -> Resume:
-    if not isinstance(resume, Resume):
-        raise TypeError(f"resume= takes the .state of a Solution, not {type(resume).__name__}")
-    return resume
-
-
-def _squeeze(stats: Stats) -> Stats:
-    """Drop the batch axis of length one, which is last in the trace and first elsewhere."""
-    leaves = None if stats.leaves is None else stats.leaves[0]
-    return replace(jax.tree.map(lambda x: x[..., 0], replace(stats, leaves=None)), leaves=leaves)

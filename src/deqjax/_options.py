@@ -1,9 +1,35 @@
-"""The choice of solver and gradient, made in one place for every entry point."""
+"""The options of a solve, and the choice of solver and gradient, in one place for all entries."""
 
 from __future__ import annotations
 
+from typing import Any, TypedDict
+
+from ._solution import Stats
 from .adjoints import Adjoint, as_adjoint
 from .solvers import Solver, as_solver
+
+
+class Options(TypedDict, total=False):
+    """The keywords of `fixed_point`, which says what they mean."""
+
+    solver: str | Solver
+    adjoint: str | Adjoint
+    adjoint_solver: str | Solver | None
+    rtol: float | None
+    atol: float | None
+    max_steps: int | None
+    batch_axis: int | None
+    forward_mode: bool
+    trace: bool
+    resume: Any
+    scale: Any
+    on_failure: str | None
+    adjoint_probe: Stats | None
+
+
+DEFAULTS: Any = dict.fromkeys(Options.__annotations__) | dict(
+    solver="anderson", adjoint="implicit", forward_mode=False, trace=False
+)
 
 
 def choose(

@@ -1,0 +1,167 @@
+"""From what the user calls with to what the driver runs: checks, layout, units, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+
+from ._arguments import as_array, batch_size, check_cell, checked_state
+from ._compaction import Restriction, batched_args, take
+from ._driver import Resume
+from ._equilibrium import equilibrium
+from ._failure import Watch
+from ._options import DEFAULTS, Options, choose
+from ._scale import by, checked_scale, over, scaled
+from ._solution import Solution, Stats
+from ._state import from_front, is_sharded, to_front
+from .adjoints import Adjoint, Implicit, Unrolled
+from .solvers import Solver
+
+PyTree = Any
+
+
+def solve(
+    f: Callable,
+    z0: PyTree,
+    args: tuple,
+    *,
+    root: bool = False,
+    watch: Watch | None = None,
+    **options: Unpack[Options],
+) -> Solution:
+    """z* = f(z*, *args), or f(z*, *args) = 0 for a root.
+
+    options: those of `fixed_point`. watch: what is done about a failure; None is what they say.
+    """
+    o = DEFAULTS | options
+    batch_axis, scale, probe = o["batch_axis"], o["scale"], o["adjoint_probe"]
+    forward, gradient = choose(
+        **{k: o[k] for k in ("solver", "adjoint", "adjoint_solver", "rtol", "atol", "max_steps")}
+    )
+    z0 = _first_guess(forward, checked_state(z0))
+    batch = batch_size(z0, batch_axis)
+    args = jax.tree.map(as_array, args)
+    check_cell(f, z0, args)
+    _check_probe(probe, batch, gradient)
+    if o["forward_mode"]:
+        _check_forward_mode(gradient, probe)
+    if scale is not None:
+        scale = checked_scale(scale, z0)
+        f, z0, args = scaled(f, scale), over(z0, scale), (scale, *args)
+
+    def inner(z):
+        return to_front(f(from_front(z, batch_axis), *args), batch_axis)
+
+    restriction = None
+    if forward.leaves_samples_behind or gradient.leaves_samples_behind:
+        _check_compaction(batch_axis, o["forward_mode"], gradient)
+        assert batch_axis is not None
+        restriction = _restriction(f, z0, args, batch_axis)
+
+    result = equilibrium(
+        inner,
+        to_front(z0, batch_axis),
+        forward,
+        gradient,
+        watch or Watch.of_call(o["on_failure"]),
+        batched=batch_axis is not None,
+        forward_mode=bool(o["forward_mode"]),
+        trace=bool(o["trace"]),
+        resume=_checked_resume(o["resume"]),
+        probe=probe,
+        restriction=restriction,
+        root=root,
+    )
+    z = from_front(result.z, batch_axis)
+    stats = result.stats if batch_axis is not None else _squeeze(result.stats)
+    return Solution(z=z if scale is None else by(z, scale), stats=stats, state=result.state)
+
+
+def _first_guess(solver: Solver, z0: PyTree) -> PyTree:
+    guess = checked_state(solver.first_guess(z0))
+    want, got = (jax.tree.map(jax.typeof, z) for z in (z0, guess))
+    if jax.tree.structure(want) != jax.tree.structure(got):
+        raise TypeError(
+            f"the start of WarmStart() must keep the structure of z0, {want}, not {got}"
+        )
+    if [x.shape for x in jax.tree.leaves(want)] != [x.shape for x in jax.tree.leaves(got)]:
+        raise ValueError(f"the start of WarmStart() must keep the shape of z0, {want}, not {got}")
+    guess = jax.tree.map(lambda x, z: x.astype(z.dtype), guess, z0)
+    return guess
+
+
+def _restriction(f: Callable, z0: PyTree, args: tuple, axis: int) -> Restriction:
+    """f on a part of the batch: the same function of fewer rows."""
+    carries_batch = batched_args(f, z0, args, axis)
+    rows = [x for x, b in zip(jax.tree.leaves(args), carries_batch, strict=True) if b]
+    if any(map(is_sharded, jax.tree.leaves((z0, rows)))):
+        raise ValueError(
+            "Compacted() gathers samples, which explicitly sharded ones do not allow: run it "
+            "inside shard_map, or use the solver without Compacted()"
+        )
+
+    def prepare(index):
+        leaves, treedef = jax.tree.flatten(args)
+        pairs = zip(leaves, carries_batch, strict=True)
+        return jax.tree.unflatten(treedef, [take(x, index, axis) if b else x for x, b in pairs])
+
+    def apply(z, args):
+        return to_front(f(from_front(z, axis), *args), axis)
+
+    return Restriction(prepare, apply)
+
+
+def _check_probe(probe: Stats | None, batch: int | None, adjoint: Adjoint) -> None:
+    if probe is None:
+        return
+    if adjoint.differentiates_loop:
+        raise ValueError(
+            f"adjoint={adjoint.name!r} has no adjoint solve to report: leave adjoint_probe out"
+        )
+    shape = () if batch is None else (batch,)
+    if not isinstance(probe, Stats) or jnp.shape(probe.steps) != shape:
+        raise ValueError(
+            f"adjoint_probe must come from deqjax.adjoint_probe(batch={batch}) for this call"
+        )
+
+
+def _check_forward_mode(adjoint: Adjoint, probe: Stats | None) -> None:
+    if not isinstance(adjoint, Implicit | Unrolled):
+        raise ValueError(
+            f"forward_mode=True gives exact derivatives, adjoint={adjoint.name!r} a reverse-mode "
+            "approximation: use adjoint='implicit' or leave forward_mode out"
+        )
+    if probe is not None:
+        raise ValueError(
+            "adjoint_probe reports on reverse mode's own adjoint solve: with forward_mode=True "
+            "there is none, leave one of them out"
+        )
+
+
+def _check_compaction(axis: int | None, forward_mode: bool, adjoint: Adjoint) -> None:
+    if axis is None:
+        raise ValueError(
+            "Compacted() leaves finished samples behind, but batch_axis=None is one equation: pass "
+            "batch_axis, or the solver without Compacted()"
+        )
+    if forward_mode or adjoint.differentiates_loop:
+        what = "forward_mode=True" if forward_mode else f"adjoint={adjoint.name!r}"
+        raise ValueError(
+            f"Compacted() does not go with {what}: pass the solver without Compacted()"
+        )
+
+
+def _checked_resume(resume: Any) -> Resume | None:
+    if not isinstance(resume, Resume | None):
+        raise TypeError(f"resume= takes the .state of a Solution, not {type(resume).__name__}")
+    return resume
+
+
+def _squeeze(stats: Stats) -> Stats:
+    """Drop the batch axis of length one, which is last in the trace and first elsewhere."""
+    leaves = None if stats.leaves is None else stats.leaves[0]
+    return replace(jax.tree.map(lambda x: x[..., 0], replace(stats, leaves=None)), leaves=leaves)
