@@ -56,9 +56,13 @@ def joined(kernel: jax.Array, b: jax.Array, squares: jax.Array) -> jax.Array:
     return jnp.concatenate([kernel, b[..., None], squares[..., None]], axis=-1)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2, 4))
 def solve_small(
-    system: jax.Array, drop: float, ridge: float = 0.0, first: jax.Array | None = None
+    system: jax.Array,
+    drop: float,
+    ridge: float = 0.0,
+    first: jax.Array | None = None,
+    noise: float = 0.0,
 ) -> jax.Array:
     """(K + ridge·D²)⁻¹b with D = diag(‖s‖), (batch, m).
 
@@ -76,22 +80,25 @@ def solve_small(
         ridge: what is added to the diagonal, relative to ‖s‖² too.
         first: the pivot to start from, None being the first; the others follow in turn, past the
             end to the beginning.
+        noise: a derivative also drops pivots at or below this: they are rounding of K for the most
+            part, and what is divided by them is rounding too.
     """
+    del noise
     return _eliminated(system, system[..., -1], drop, ridge, first)[..., -2]
 
 
 @solve_small.defjvp
-def _solve_small_jvp(drop, ridge, primals, tangents):
+def _solve_small_jvp(drop, ridge, noise, primals, tangents):
     """γ̇ = (K + ridge·D²)⁻¹ (ḃ − K̇γ − ridge·(D²)˙γ), the dropped unknowns held at zero.
 
     Not by differentiating the elimination, whose 1/pivot² overflows long before 1/pivot does.
     """
     (system, first), (system_dot, _) = primals, tangents
-    gamma = solve_small(system, drop, ridge, first)
+    gamma = solve_small(system, drop, ridge, first, noise)
     k_dot, b_dot, squares_dot = system_dot[..., :-2], system_dot[..., -2], system_dot[..., -1]
     change = b_dot - ridge * squares_dot * gamma
     change -= jnp.einsum("bij,bj->bi", k_dot, gamma, precision="highest")
-    inverse = _inverse(system, drop, ridge, first)
+    inverse = _inverse(system, max(drop, noise), ridge, first)
     return gamma, jnp.einsum("bij,bj->bi", inverse, change, precision="highest")
 
 
