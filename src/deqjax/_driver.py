@@ -17,7 +17,7 @@ from jax import lax
 
 from ._closure import loop_carry
 from ._compaction import put, take
-from ._measure import Measure, Tolerances, power_of_two, unit_of
+from ._measure import Measure, Tolerances, linear_unit, power_of_two, unit_of
 from ._root import BALANCED, MEASURED, Root, measured
 from ._solution import Stats, Status
 from ._state import dot, largest, norm, select, times
@@ -50,7 +50,7 @@ class Resume(NamedTuple):
 class _Best(NamedTuple):
     z: PyTree
     residual: jax.Array
-    f_norm: jax.Array
+    f_norm: jax.Array | None  # None where the problem has a yardstick of its own
     step: jax.Array
     leaves: jax.Array | None
 
@@ -220,9 +220,8 @@ def _remeasured(cell: Cell, c: _Carry, rules: _Rules, otherwise: Status) -> _Car
     measure = c.measure._replace(given=given)
     holds = _meets(measure, c.best.residual, given, rules)
     status = jnp.where(found & ~holds, int(otherwise), c.status).astype(jnp.int32)
-    best = c.best._replace(f_norm=given)
     f_evals = c.f_evals + MEASURED * found
-    return c._replace(measure=measure, best=best, status=status, f_evals=f_evals)
+    return c._replace(measure=measure, status=status, f_evals=f_evals)
 
 
 def _checked(f: Cell, c: _Carry, rules: _Rules) -> _Carry:
@@ -239,10 +238,9 @@ def _held(c: _Carry, norms: tuple[jax.Array, jax.Array], rules: _Rules) -> _Carr
     # Other matrix shapes round differently: within twice the tolerance is the same answer.
     holds = _meets(c.measure, 0.5 * residual, f_norm, rules)
     status = jnp.where(ended & ~holds, int(Status.INCONSISTENT), c.status).astype(jnp.int32)
-    best = c.best._replace(
-        residual=jnp.where(ended, residual, c.best.residual),
-        f_norm=jnp.where(ended, f_norm, c.best.f_norm),
-    )
+    best = c.best._replace(residual=jnp.where(ended, residual, c.best.residual))
+    if best.f_norm is not None:
+        best = best._replace(f_norm=jnp.where(ended, f_norm, best.f_norm))
     return c._replace(best=best, status=status)
 
 
@@ -277,7 +275,8 @@ def _start(
     else:
         age, state = resume.age, last.resume(earlier, point, resume.age)
     zero = jnp.zeros_like(status)
-    best = _Best(z0, residual, f_norm, zero + age, _by_leaf(point, measure.unit))
+    length = f_norm if measure.given is None else None
+    best = _Best(z0, residual, length, zero + age, _by_leaf(point, measure.unit))
     evals = zero + (1 if root is None else BALANCED)
     carry = _Carry(k, point, state, best, measure, status, zero, evals, history)
     return carry, age
@@ -290,17 +289,16 @@ def _measured(f: Cell, z0, value, root: Root | None, yardstick, resume) -> tuple
     elif root is not None:
         unit = power_of_two(jnp.maximum(root.size, root.slope * largest(value)))
     elif yardstick is not None:
-        unit = unit_of(yardstick, value, linear=True)
+        unit = linear_unit(yardstick)
     else:
         unit = unit_of(z0, value)
-    rising = unit > 0
-    measure = Measure(unit, jnp.ones_like(unit), rising)
+    measure = Measure(unit, jnp.ones_like(unit), unit > 0)
     if root is not None:
         size = jnp.where(root.size < jnp.inf, root.size, 0) / unit
-        measure = Measure(unit, size, rising, size, root.slope)
+        measure = Measure(unit, size, None, size, root.slope)
     elif yardstick is not None:
         size = norm(times(yardstick, 1 / unit))
-        measure = Measure(unit, size, rising, size)
+        measure = Measure(unit, size, None, size)
     point = replace(f, measure=measure).point(z0, value)
     residual, f_norm = point.norms
     if yardstick is None:
@@ -353,14 +351,18 @@ def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
     done = going & _meets(measure, resolved, f_norm, rules)
     # What meets the test ends the solve, even where z0 was near an unstable equilibrium and had a
     # smaller residual beside its smaller f(z).
-    inflated = f_norm > tol.reach * measure.size
-    improved = (resolved < c.best.residual) | (~inflated & (resolved == c.best.residual))
+    improved = resolved <= c.best.residual
+    if measure.given is None:
+        inflated = measure.inflated(f_norm, tol)
+        improved = jnp.where(inflated, resolved < c.best.residual, improved)
     better = done | (going & improved)
     taken = jnp.zeros_like(c.steps) + rules.age + c.k + 1
-    seen = _Best(step.point.z, resolved, f_norm, taken, _by_leaf(step.point, measure.unit))
+    length = None if c.best.f_norm is None else f_norm
+    seen = _Best(step.point.z, resolved, length, taken, _by_leaf(step.point, measure.unit))
     best = select(better, seen, c.best)
     # The first best f_norm is the scale of the problem; later ones are of the same size.
-    diverged = residual > DIVERGENCE * (c.best.residual + c.best.f_norm)
+    scale = measure.given if c.best.f_norm is None else c.best.f_norm
+    diverged = residual > DIVERGENCE * (c.best.residual + scale)
     ended = jnp.where(measure.lost(f_norm, tol), Status.UNBOUNDED, Status.RUNNING)
     ended = jnp.where(diverged, Status.DIVERGED, ended)  # its residual grew too
     ended = jnp.where(done, Status.CONVERGED, ended)
@@ -377,7 +379,7 @@ def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
         point=point,
         solver_state=solver_state,
         best=best,
-        measure=select(active, measure.seen(c.point.norms[0], residual, f_norm, tol), measure),
+        measure=measure.seen(c.point.norms[0], residual, f_norm, active, tol),
         status=jnp.where(active, ended, c.status),
         steps=c.steps + active,
         f_evals=c.f_evals + jnp.where(active, step.f_evals, 0).astype(jnp.int32),
@@ -389,7 +391,7 @@ def _finish(c: _Carry, rules: _Rules) -> Result:
     best, tol, unit = c.best, rules.tol, c.measure.unit
     residual, f_norm = c.point.norms
     # Small beside a z that the solver has made large, and nothing else.
-    ran_away = (residual <= tol.rtol * f_norm) & (f_norm > tol.reach * c.measure.size)
+    ran_away = c.measure.inflated(f_norm, tol) & (residual <= tol.rtol * f_norm)
     unfinished = jnp.where(ran_away, Status.UNBOUNDED, Status.MAX_STEPS)
     status = jnp.where(c.status == Status.RUNNING, unfinished, c.status).astype(jnp.int32)
     gain = None
@@ -402,7 +404,8 @@ def _finish(c: _Carry, rules: _Rules) -> Result:
         rounding = 0.1 * tol.roundoff * length
         lost = (status == Status.CONVERGED) & ~_meets(c.measure, rounding, f_norm, rules)
         status = jnp.where(lost, int(Status.UNBOUNDED), status)
-    size = best.f_norm if c.measure.given is None else c.measure.given
+    size = c.measure.given if best.f_norm is None else best.f_norm
+    assert size is not None
     known = (size > 0) & (size < jnp.inf)
     nonzero = best.residual / jnp.where(known, size, 1)
     relative = jnp.where(known | (best.residual == 0), nonzero, jnp.inf)

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._state import largest, magnitude, scalar_dtype
+from ._state import largest, scalar_dtype
 
 PyTree = Any
 
@@ -69,37 +69,51 @@ class Measure(NamedTuple):
     Attributes:
         unit: a power of two. Residuals and norms are in it.
         size: S, in units.
+        rising: whether the residual has only grown so far; None where `given` says it all.
         given: the yardstick of a problem that has one of its own, in units; None is ‖f(z)‖.
-        rising: whether the residual has only grown so far.
         slope: for g(z) = 0: f(z) = z + slope·g(z) is what a solver sees. None for z = f(z).
     """
 
     unit: jax.Array
     size: jax.Array
-    rising: jax.Array
+    rising: jax.Array | None
     given: jax.Array | None = None
     slope: jax.Array | None = None
 
     def limit(self, length: jax.Array, tol: Tolerances) -> tuple[jax.Array, Tolerances]:
         """(yardstick, tolerances) for `Solver.done` at a point whose f(z) is so long, in units."""
-        own = length if self.given is None else self.given
-        absolute = tol.atol / self.unit
-        if self.slope is not None:
-            absolute = absolute * jnp.abs(self.slope)
-        atol = absolute + tol.floor * self.size
-        return jnp.minimum(own, tol.reach * self.size), tol._replace(atol=atol)  # type: ignore[arg-type]
+        absolute: Any = tol.floor * self.size
+        if tol.atol:
+            absolute = tol.atol / self.unit
+            if self.slope is not None:
+                absolute *= jnp.abs(self.slope)
+        tol = tol._replace(atol=absolute)
+        if self.given is not None:
+            return self.given, tol
+        return jnp.minimum(length, tol.reach * self.size), tol
 
     def resolved(self, residual: jax.Array, length: jax.Array, tol: Tolerances) -> jax.Array:
         """The residual, but no less than the rounding of a z that has run away."""
-        rounding = jnp.where(length > tol.reach * self.size, tol.roundoff * length, 0)
+        if self.given is not None:
+            return residual
+        rounding = jnp.where(self.inflated(length, tol), tol.roundoff * length, 0)
         return jnp.maximum(residual, rounding)
 
-    def lost(self, length: jax.Array, tol: Tolerances) -> jax.Array:
+    def inflated(self, length: jax.Array, tol: Tolerances) -> Any:
+        """Whether f(z) is longer than it may be to count."""
+        return False if self.given is not None else length > tol.reach * self.size
+
+    def lost(self, length: jax.Array, tol: Tolerances) -> Any:
         """Whether z is so large that a residual of size S would vanish in its rounding."""
-        return tol.roundoff * length > self.size
+        return False if self.given is not None else tol.roundoff * length > self.size
 
     def seen(
-        self, before: jax.Array, residual: jax.Array, length: jax.Array, tol: Tolerances
+        self,
+        before: jax.Array,
+        residual: jax.Array,
+        length: jax.Array,
+        active: jax.Array,
+        tol: Tolerances,
     ) -> Measure:
         """S with a residual that was met on the way, the one `before` it known.
 
@@ -107,14 +121,16 @@ class Measure(NamedTuple):
         fallen, a large one is an excursion of the solver's and not the problem's. Not where it is
         small beside its z (rounding); and a single step counts for ten times S.
         """
-        rising = self.rising & (residual >= 0.99 * before)
+        if self.rising is None:
+            return self
+        rising = self.rising & active & (residual >= 0.99 * before)
         true = rising & (residual >= max(SEEN, tol.roundoff**0.5) * length) & (residual < jnp.inf)
-        size = jnp.clip(residual, self.size, 10 * self.size)
+        size = jnp.minimum(jnp.maximum(residual, self.size), 10 * self.size)
         return self._replace(size=jnp.where(true, size, self.size), rising=rising)
 
 
 def power_of_two(size: jax.Array, least: float | None = None) -> jax.Array:
-    """A power of two near size, 1 for 0. No gradient flows through it.
+    """A power of two near size; 1 for 0, and for what is not finite. No gradient flows through it.
 
     least: sizes below it count as it, and those above its inverse as that; None is a bound whose
     square is a number, so that states may still grow or shrink.
@@ -122,16 +138,20 @@ def power_of_two(size: jax.Array, least: float | None = None) -> jax.Array:
     kept = jnp.finfo(size.dtype)
     bound = float(kept.tiny) ** 0.47 if least is None else least
     size = lax.stop_gradient(size)
-    size = jnp.where((size > 0) & (size < jnp.inf), jnp.clip(size, bound, 1 / bound), 1)
+    size = jnp.where(
+        (size > 0) & (size < jnp.inf), jnp.minimum(jnp.maximum(size, bound), 1 / bound), 1
+    )
     return lax.reduce_precision(size, kept.nexp, 0)
 
 
-def unit_of(z: PyTree, value: PyTree, *, linear: bool = False) -> jax.Array:
-    """The unit of a problem with z and f(z): near their largest entry in each sample, (batch,).
-
-    linear: of a linear equation, whose numbers stay about as they start.
-    """
+def unit_of(z: PyTree, value: PyTree) -> jax.Array:
+    """The unit of a problem with z and f(z): near their largest entry in each sample, (batch,)."""
     # Of both at once: z alone is often zeros, and XLA would sum up a constant when it compiles.
-    both = jax.tree.map(lambda x, y: jnp.maximum(magnitude(x), magnitude(y)), z, value)
-    size = largest(both).astype(scalar_dtype(z))
-    return power_of_two(size, 4 * float(jnp.finfo(size.dtype).tiny) if linear else None)
+    both = jax.tree.map(lambda x, y: jnp.maximum(jnp.abs(x), jnp.abs(y)), z, value)
+    return power_of_two(largest(lax.stop_gradient(both)).astype(scalar_dtype(z)))
+
+
+def linear_unit(v: PyTree) -> jax.Array:
+    """The unit of u = Jᵀu + v, whose numbers stay about as large as v."""
+    size = largest(v).astype(scalar_dtype(v))
+    return power_of_two(size, 4 * float(jnp.finfo(size.dtype).tiny))

@@ -121,21 +121,13 @@ def times(a: PyTree, c: jax.Array) -> PyTree:
 
 
 def largest(a: PyTree) -> jax.Array:
-    """The largest finite |x| of each sample, (batch,), over real and imaginary parts; 0 if none."""
+    """The largest |x| of each sample, (batch,). No gradient flows through it."""
 
     def leaf(x):
-        return jnp.max(magnitude(x), axis=tuple(range(1, x.ndim)), initial=0)
+        size = jnp.abs(lax.stop_gradient(x)).astype(wide(jnp.finfo(x.dtype).dtype))
+        return jnp.max(size, axis=tuple(range(1, x.ndim)), initial=0)
 
     return functools.reduce(jnp.maximum, map(leaf, jax.tree.leaves(a)))
-
-
-def magnitude(x: jax.Array) -> jax.Array:
-    """|x|, of real and imaginary parts the larger, where it is finite; 0 elsewhere. No gradient."""
-    x = lax.stop_gradient(x)
-    if jnp.iscomplexobj(x):
-        return jnp.maximum(magnitude(x.real), magnitude(x.imag))
-    x = jnp.abs(x).astype(wide(x.dtype))
-    return jnp.where(x < jnp.inf, x, 0)
 
 
 def _contract(x, y, contracting, batch: int = 1):

@@ -124,6 +124,6 @@ class Anderson(Solver):
 
     def _gamma(self, system, round_off):
         ridge = 10 * round_off if self.ridge is None else self.ridge
-        # More pairs than there are unknowns, or parallel ones: the pivots are the ridge, give or take
-        # the rounding of products. Such a γ does no harm, and its derivative would be noise.
+        # More pairs than there are unknowns, or parallel ones: the pivots are the ridge, give or
+        # take the rounding of products. Such a γ does no harm, and its derivative would be noise.
         return solve_small(system, 0.1 * ridge, ridge, noise=1000 * round_off)
