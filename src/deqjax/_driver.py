@@ -362,6 +362,7 @@ def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
     best = select(better, seen, c.best)
     # The first best f_norm is the scale of the problem; later ones are of the same size.
     scale = measure.given if c.best.f_norm is None else c.best.f_norm
+    assert scale is not None
     diverged = residual > DIVERGENCE * (c.best.residual + scale)
     ended = jnp.where(measure.lost(f_norm, tol), Status.UNBOUNDED, Status.RUNNING)
     ended = jnp.where(diverged, Status.DIVERGED, ended)  # its residual grew too

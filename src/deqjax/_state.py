@@ -18,6 +18,9 @@ from jax.sharding import PartitionSpec
 
 PyTree = Any
 
+# The longest sum over a history that is written out term by term.
+MOST_TERMS = 16
+
 
 def wide(dtype) -> jnp.dtype:
     """The dtype in which arithmetic on a `dtype` state is done: float32 at least."""
@@ -276,11 +279,14 @@ class History:
 
         def leaf(h):
             axis = self.axis(h.ndim - 1)
+            if h.shape[axis] > MOST_TERMS:
+                return _contract(c, h, ((1,), (axis,)))
             vectors = (lax.index_in_dim(h, i, axis, keepdims=False) for i in range(h.shape[axis]))
             return sum(
                 per_sample(c[:, i], v) * v.astype(wide(v.dtype)) for i, v in enumerate(vectors)
             )
 
-        # A sum and no product of matrices: it is fused into the step that it is for, which then
-        # passes over the history without a result in between.
+        # A short sum and no product of matrices: it is fused into the step that it is for, which
+        # then passes over the history without a result in between. A long one takes too long to
+        # compile.
         return jax.tree.map(leaf, self.values)
