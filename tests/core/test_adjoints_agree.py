@@ -48,7 +48,7 @@ CASES = {
         for mode in ("all", "sqrt")
     },
 }
-QUICK = {"unrolled, picard", "unrolled, anderson", "unrolled, broyden", "phantom", "shine"}
+QUICK = {"unrolled, picard", "unrolled, anderson", "unrolled, broyden", "phantom"}
 # A batch in float32, one equation at a time in float64: by default, of one unknown.
 SETTINGS = [
     *((n, *two) for n in (1, 2) for two in [("float32", True), ("float64", False)]),

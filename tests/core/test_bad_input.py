@@ -129,6 +129,7 @@ def test_max_steps_0_evaluates_f_at_z0(case):
         np.testing.assert_allclose(a_bar, u @ np.sin(z0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_more_memory_than_steps_or_unknowns():
     x = np.array([0.3, 1.0])
     for solver in (

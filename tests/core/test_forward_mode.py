@@ -105,6 +105,7 @@ def test_third_derivatives_of_a_scalar():
         assert abs(float(jax.jit(d)(x)) + 2 * np.cos(x)) < 1e-10
 
 
+@pytest.mark.slow
 def test_integers_and_keys_pass_and_vmap_works():
     theta, _ = tanh_parameters(N)
     xs = np.random.default_rng(0).normal(size=(3, N))

@@ -101,6 +101,7 @@ def test_a_power_of_two_for_all_changes_no_digit(solver):
     np.testing.assert_array_equal(plain.stats.residual * 2.0**30, scaled.stats.residual)
 
 
+@pytest.mark.slow
 def test_with_compaction_and_a_warm_start():
     x = jnp.linspace(0.0, 3.0, 8)[:, None] * jnp.ones((8, 2))
     f = lambda z, x: jnp.tanh(0.9 * z + x)

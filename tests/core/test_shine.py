@@ -58,6 +58,7 @@ def test_it_is_the_transposed_inverse_of_the_textbook_matrix(memory):
     assert relative(u, -np.linalg.solve(b.T, v)) < 1e-7
 
 
+@pytest.mark.slow
 def test_better_than_no_inverse_and_refining_makes_it_exact():
     theta, x = tanh_parameters(8, radius=0.8)
     exact = tanh_gradient(theta, tanh_solution(theta, x), cotangent_of(tanh_solution(theta, x)))[1]

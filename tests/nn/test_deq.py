@@ -439,6 +439,7 @@ def test_wrong_options_fail_in_the_constructor_with_one_sentence(options, senten
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_compaction_with_a_transformer_and_its_dropout():
     """Masks are drawn once per solve, a row a sample, so that a part of the batch has its own."""
     x = jax.random.normal(jax.random.key(1), (8, 5, 8)) * jnp.geomspace(1, 30, 8)[:, None, None]

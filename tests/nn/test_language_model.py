@@ -256,6 +256,7 @@ def test_the_cell_at_its_context_is_the_equation_that_was_solved():
     np.testing.assert_allclose(model.cell(out.solution.z, out.context), out.solution.z, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_learned_start_changes_where_a_solve_begins_and_not_where_it_ends():
     model = language_model(learned_start=True, rtol=1e-6, max_steps=100)
     tokens = some_tokens()

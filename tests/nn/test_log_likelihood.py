@@ -79,6 +79,7 @@ def test_edges():
         cross_entropy(x, jnp.zeros(3, int))
 
 
+@pytest.mark.slow
 def test_an_adaptive_softmax_has_small_losses_too():
     embedding = AdaptiveEmbedding(12, 4, cutoffs=(5,), rngs=nnx.Rngs(0))
     softmax = AdaptiveSoftmax(embedding, rngs=nnx.Rngs(1))

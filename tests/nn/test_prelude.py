@@ -70,6 +70,7 @@ def test_causal():
     assert (jnp.abs(gradient[:, :2]).max(axis=(0, 2)) > 0).all()
 
 
+@pytest.mark.slow
 def test_memory_is_a_longer_context():
     """One position after a memory that reaches back to the first sees all that there was."""
     model = language_model(MEMORY)

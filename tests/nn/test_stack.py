@@ -160,6 +160,7 @@ def test_two_blocks_as_the_cell_of_an_equilibrium():
     assert abs(float((out.solution.z**2).mean()) - 1) < 1e-3  # normalised at the end
 
 
+@pytest.mark.slow
 def test_weight_norm_starts_as_the_layer_without_it_and_keeps_the_lengths():
     plain, normed = (
         CellStack(cells(1, weight_norm=weight_norm)).cells[0] for weight_norm in (False, True)
