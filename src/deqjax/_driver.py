@@ -65,6 +65,7 @@ class _Carry(NamedTuple):
     steps: jax.Array
     f_evals: jax.Array
     trace: jax.Array | None
+    checked: jax.Array | None
 
 
 def run(
@@ -104,7 +105,8 @@ def run(
     cell = Cell(f, collectives, tol=tol)
     carry, age = _start(cell, z0, solver, phases[-1][0], trace, resume, root, yardstick)
     freeze, linear = batched or bool(collectives), yardstick is not None
-    rules = _Rules(solver, tol, age, freeze, loop, linear)
+    checks = batched and not stages and not solver.has_inner_loops
+    rules = _Rules(solver, tol, age, freeze, loop, linear, checks)
     *first, (last, _) = phases
     for phase, steps in first:
         carry = _phase(cell, carry, phase, rules, steps or tol.max_steps)
@@ -114,11 +116,11 @@ def run(
         carry = _stages(cell, carry, last, rules, stages)
         if root is not None:
             carry = _remeasured(cell, carry, rules, Status.INCONSISTENT)
-    if stages or (batched and solver.has_inner_loops):
-        carry = _checked(replace(cell, measure=carry.measure), carry, rules)
-    elif batched:
-        # The last step has evaluated all rows, the finished ones too.
+    if checks:
+        # The last evaluation was of all rows, the finished ones too.
         carry = _held(carry, carry.point.norms, rules)
+    elif batched:
+        carry = _checked(replace(cell, measure=carry.measure), carry, rules)
     return _finish(carry, rules)
 
 
@@ -138,6 +140,7 @@ class _Rules(NamedTuple):
     freeze: bool
     loop: Callable | None
     linear: bool
+    checks: bool
 
 
 def _phase(f: Cell, carry: _Carry, solver: Solver, rules: _Rules, steps: int) -> _Carry:
@@ -170,20 +173,28 @@ def _loop(f: Cell, carry: _Carry, solver: Solver, rules: _Rules, steps=None, unt
     """At most `steps` steps of one solver, until at most `until` samples are unfinished."""
     most = rules.tol.max_steps
     limit = most if steps is None else jnp.minimum(carry.k + steps, most)
+    checks = rules.checks and steps is None
 
     def body(c: _Carry) -> _Carry:
         return _advance(f, c, solver, rules)
 
     def running(c: _Carry):
         unfinished = c.status == Status.RUNNING
+        if checks:
+            # Where a sample failed, one turn more in which no one moves: f of what is returned.
+            failed = ~c.checked & (c.status != Status.CONVERGED)  # type: ignore[operator]
+            return f.anywhere((unfinished & (c.k < limit)) | failed)
         return (c.k < limit) & f.anywhere(jnp.sum(unfinished) > until if until else unfinished)
 
     if most == 0:
         return carry
+    carry = carry._replace(checked=jnp.zeros((), bool) if checks else None)
     carry = loop_carry(body, carry)
     if rules.loop is None:
-        return lax.while_loop(running, body, carry)
-    return rules.loop(running, body, carry, steps or most)
+        carry = lax.while_loop(running, body, carry)
+    else:
+        carry = rules.loop(running, body, carry, (steps or most) + checks)
+    return carry._replace(checked=None)
 
 
 def _take(c: _Carry, index) -> _Carry:
@@ -278,7 +289,7 @@ def _start(
     length = f_norm if measure.given is None else None
     best = _Best(z0, residual, length, zero + age, _by_leaf(point, measure.unit))
     evals = zero + (1 if root is None else BALANCED)
-    carry = _Carry(k, point, state, best, measure, status, zero, evals, history)
+    carry = _Carry(k, point, state, best, measure, status, zero, evals, history, None)
     return carry, age
 
 
@@ -338,8 +349,11 @@ def _like_mine(given: PyTree, mine: PyTree) -> PyTree:
 
 def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
     active = c.status == Status.RUNNING
+    if c.checked is not None:
+        active &= c.k < rules.tol.max_steps
     freeze = rules.freeze
-    f = replace(f, frozen=(c.point.z, active), measure=c.measure)
+    # Samples that have ended wait at what is returned of them: those that f couples with see that.
+    f = replace(f, frozen=(c.best.z if freeze else c.point.z, active), measure=c.measure)
     step = solver.step(f, c.point, c.solver_state, rules.age + c.k, active if freeze else None)
     residual, f_norm = step.point.norms
 
@@ -385,6 +399,7 @@ def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
         steps=c.steps + active,
         f_evals=c.f_evals + jnp.where(active, step.f_evals, 0).astype(jnp.int32),
         trace=trace,
+        checked=None if c.checked is None else ~jnp.any(active),
     )
 
 
@@ -422,4 +437,5 @@ def _finish(c: _Carry, rules: _Rules) -> Result:
         leaves=best.leaves,
         gain=gain,
     )
-    return Result(best.z, stats, Resume(c.solver_state, rules.age + c.k, unit, best.step))
+    taken = jnp.minimum(c.k, tol.max_steps)
+    return Result(best.z, stats, Resume(c.solver_state, rules.age + taken, unit, best.step))

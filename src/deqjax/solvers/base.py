@@ -81,7 +81,7 @@ class Cell:
         call: z -> f(z), or z -> g(z).
         collectives: named axes over which f communicates. Devices along them must take the same
             number of steps in every loop that calls f, or they would wait for each other for ever.
-        frozen: where the samples that have ended are, and (batch,) which ones go on; None if all.
+        frozen: where the samples that have ended wait, and (batch,) which ones go on; None if all.
         measure: see `deqjax._measure`; None is a unit of one.
         tol: the tolerances of the solve.
     """
@@ -132,10 +132,11 @@ class Cell:
 
         z may be overwritten in place: only the sum reads it after the step is known.
         """
-        if self.frozen is not None:
-            step = select(self.frozen[1], step, jax.tree.map(jnp.zeros_like, step))
         step = jax.tree.map(partial(_rounded_step, self.inverse_unit), z, step)
         z = self.plus(z, step)
+        if self.frozen is not None:
+            where, going = self.frozen
+            z = select(going, z, where)
         return step, self.point(z, self.call(z))
 
     def plus(self, z: PyTree, step: PyTree) -> PyTree:
