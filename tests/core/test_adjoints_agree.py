@@ -179,7 +179,7 @@ def test_converged_gradients_are_those_of_the_solution(case, n, dtype, batched):
 def test_steps_that_go_on_at_the_solution_spoil_no_gradient(case, n, dtype, batched):
     """With tolerances of zero a solve goes on with differences of round-off, or of zero."""
     rows = gradients(case, n, dtype, batched, rtol=0.0, atol=0.0)
-    # Anderson's γ is a quotient of round-off there, of any size, and so is what it does to derivatives
-    # that have not come as far: they are numbers, and `Unrolled` promises no more.
+    # Anderson's γ is a quotient of round-off there, of any size, and so is what it does to
+    # derivatives that have not come as far: they are numbers, and `Unrolled` promises no more.
     names = () if "anderson" in case else tuple(ROWS)
     check(case, n, rows, PRECISION[dtype]["close"], names)

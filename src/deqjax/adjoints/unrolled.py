@@ -24,9 +24,9 @@ class Unrolled(Adjoint):
     `shard_map` the gradient of a replicated parameter is summed over the devices in every step,
     not once: cast it with `jax.lax.pcast(..., to="varying")` outside of f to have one sum.
 
-    Let the solve stop by a tolerance above round-off. Steps that go on at the solution (rtol=0) have
-    coefficients that are quotients of round-off: Anderson's derivatives are then numbers without
-    meaning.
+    Let the solve stop by a tolerance above round-off. Steps that go on at the solution (rtol=0)
+    have coefficients that are quotients of round-off: Anderson's derivatives are then numbers
+    without meaning.
 
     Attributes:
         checkpoint: "none" keeps every step's intermediates; "all" recomputes each step's; "sqrt"
