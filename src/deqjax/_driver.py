@@ -65,7 +65,6 @@ class _Carry(NamedTuple):
     steps: jax.Array
     f_evals: jax.Array
     trace: jax.Array | None
-    checked: jax.Array | None
 
 
 def run(
@@ -176,25 +175,21 @@ def _loop(f: Cell, carry: _Carry, solver: Solver, rules: _Rules, steps=None, unt
     checks = rules.checks and steps is None
 
     def body(c: _Carry) -> _Carry:
-        return _advance(f, c, solver, rules)
+        return _advance(f, c, solver, rules, checks)
 
     def running(c: _Carry):
         unfinished = c.status == Status.RUNNING
         if checks:
-            # Where a sample failed, one turn more in which no one moves: f of what is returned.
-            failed = ~c.checked & (c.status != Status.CONVERGED)  # type: ignore[operator]
-            return f.anywhere((unfinished & (c.k < limit)) | failed)
+            # After a failure one turn more, in which no one moves: f of what is returned.
+            return f.anywhere((unfinished & (c.k <= limit)) | (c.status < 0))
         return (c.k < limit) & f.anywhere(jnp.sum(unfinished) > until if until else unfinished)
 
     if most == 0:
         return carry
-    carry = carry._replace(checked=jnp.zeros((), bool) if checks else None)
     carry = loop_carry(body, carry)
     if rules.loop is None:
-        carry = lax.while_loop(running, body, carry)
-    else:
-        carry = rules.loop(running, body, carry, (steps or most) + checks)
-    return carry._replace(checked=None)
+        return lax.while_loop(running, body, carry)
+    return rules.loop(running, body, carry, (steps or most) + checks)
 
 
 def _take(c: _Carry, index) -> _Carry:
@@ -289,7 +284,7 @@ def _start(
     length = f_norm if measure.given is None else None
     best = _Best(z0, residual, length, zero + age, _by_leaf(point, measure.unit))
     evals = zero + (1 if root is None else BALANCED)
-    carry = _Carry(k, point, state, best, measure, status, zero, evals, history, None)
+    carry = _Carry(k, point, state, best, measure, status, zero, evals, history)
     return carry, age
 
 
@@ -303,17 +298,17 @@ def _measured(f: Cell, z0, value, root: Root | None, yardstick, resume) -> tuple
         unit = linear_unit(yardstick)
     else:
         unit = unit_of(z0, value)
-    measure = Measure(unit, jnp.ones_like(unit), unit > 0)
+    measure = Measure(unit, jnp.ones_like(unit))
     if root is not None:
         size = jnp.where(root.size < jnp.inf, root.size, 0) / unit
-        measure = Measure(unit, size, None, size, root.slope)
+        measure = Measure(unit, size, size, root.slope)
     elif yardstick is not None:
         size = norm(times(yardstick, 1 / unit))
-        measure = Measure(unit, size, None, size)
+        measure = Measure(unit, size, size)
     point = replace(f, measure=measure).point(z0, value)
     residual, f_norm = point.norms
     if yardstick is None:
-        measure = measure._replace(size=jnp.maximum(f_norm, residual))
+        measure = measure._replace(shown=jnp.maximum(f_norm, residual))
     if root is not None:  # a start far from the root has a g larger than that of its terms
         measure = measure._replace(given=measure.size)
         point = point._replace(norms=(residual, measure.size))
@@ -347,9 +342,9 @@ def _like_mine(given: PyTree, mine: PyTree) -> PyTree:
     return given
 
 
-def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
+def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules, checks: bool) -> _Carry:
     active = c.status == Status.RUNNING
-    if c.checked is not None:
+    if checks:
         active &= c.k < rules.tol.max_steps
     freeze = rules.freeze
     # Samples that have ended wait at what is returned of them: those that f couples with see that.
@@ -383,6 +378,11 @@ def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
     ended = jnp.where(done, Status.CONVERGED, ended)
     ended = jnp.where(finite, ended, Status.NONFINITE).astype(jnp.int32)
 
+    otherwise = c.status
+    if checks:  # what has just failed is negative until its place has been seen by the others
+        ended = jnp.where((ended == Status.CONVERGED) | (ended == Status.RUNNING), ended, -ended)
+        otherwise = jnp.abs(otherwise)
+
     point, solver_state = step.point, step.state
     if freeze:
         solver_state = select(active, solver_state, c.solver_state)
@@ -395,11 +395,10 @@ def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
         solver_state=solver_state,
         best=best,
         measure=measure.seen(c.point.norms[0], residual, f_norm, active, tol),
-        status=jnp.where(active, ended, c.status),
+        status=jnp.where(active, ended, otherwise),
         steps=c.steps + active,
         f_evals=c.f_evals + jnp.where(active, step.f_evals, 0).astype(jnp.int32),
         trace=trace,
-        checked=None if c.checked is None else ~jnp.any(active),
     )
 
 

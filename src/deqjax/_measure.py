@@ -68,17 +68,20 @@ class Measure(NamedTuple):
 
     Attributes:
         unit: a power of two. Residuals and norms are in it.
-        size: S, in units.
-        rising: whether the residual has only grown so far; None where `given` says it all.
+        shown: S, in units; negative once the residual has fallen, and fixed from then on.
         given: the yardstick of a problem that has one of its own, in units; None is ‖f(z)‖.
         slope: for g(z) = 0: f(z) = z + slope·g(z) is what a solver sees. None for z = f(z).
     """
 
     unit: jax.Array
-    size: jax.Array
-    rising: jax.Array | None
+    shown: jax.Array
     given: jax.Array | None = None
     slope: jax.Array | None = None
+
+    @property
+    def size(self) -> jax.Array:
+        """S, (batch,)."""
+        return self.shown if self.given is not None else jnp.abs(self.shown)
 
     def limit(self, length: jax.Array, tol: Tolerances) -> tuple[jax.Array, Tolerances]:
         """(yardstick, tolerances) for `Solver.done` at a point whose f(z) is so long, in units."""
@@ -121,12 +124,13 @@ class Measure(NamedTuple):
         fallen, a large one is an excursion of the solver's and not the problem's. Not where it is
         small beside its z (rounding); and a single step counts for ten times S.
         """
-        if self.rising is None:
+        if self.given is not None:
             return self
-        rising = self.rising & active & (residual >= 0.99 * before)
+        rising = (self.shown > 0) & active & (residual >= 0.99 * before)
         true = rising & (residual >= max(SEEN, tol.roundoff**0.5) * length) & (residual < jnp.inf)
-        size = jnp.minimum(jnp.maximum(residual, self.size), 10 * self.size)
-        return self._replace(size=jnp.where(true, size, self.size), rising=rising)
+        raised = jnp.minimum(jnp.maximum(residual, self.size), 10 * self.size)
+        size = jnp.where(true, raised, self.size)
+        return self._replace(shown=jnp.where(rising, size, -size))
 
 
 def power_of_two(size: jax.Array, least: float | None = None) -> jax.Array:

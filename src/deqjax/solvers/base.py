@@ -132,11 +132,12 @@ class Cell:
 
         z may be overwritten in place: only the sum reads it after the step is known.
         """
+        if self.frozen is not None:
+            step = select(self.frozen[1], step, jax.tree.map(jnp.zeros_like, step))
         step = jax.tree.map(partial(_rounded_step, self.inverse_unit), z, step)
         z = self.plus(z, step)
         if self.frozen is not None:
-            where, going = self.frozen
-            z = select(going, z, where)
+            z = select(self.frozen[1], z, self.frozen[0])
         return step, self.point(z, self.call(z))
 
     def plus(self, z: PyTree, step: PyTree) -> PyTree:
