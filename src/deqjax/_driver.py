@@ -17,7 +17,7 @@ from jax import lax
 
 from ._closure import loop_carry
 from ._compaction import put, take
-from ._measure import Measure, Tolerances, linear_unit, power_of_two, unit_of
+from ._measure import Measure, Tolerances, power_of_two, unit_of
 from ._root import BALANCED, MEASURED, Root, measured
 from ._solution import Stats, Status
 from ._state import dot, largest, norm, select, times
@@ -295,7 +295,7 @@ def _measured(f: Cell, z0, value, root: Root | None, yardstick, resume) -> tuple
     elif root is not None:
         unit = power_of_two(jnp.maximum(root.size, root.slope * largest(value)))
     elif yardstick is not None:
-        unit = linear_unit(yardstick)
+        unit = unit_of(yardstick, value, linear=True)
     else:
         unit = unit_of(z0, value)
     measure = Measure(unit, jnp.ones_like(unit))

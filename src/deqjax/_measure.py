@@ -148,14 +148,13 @@ def power_of_two(size: jax.Array, least: float | None = None) -> jax.Array:
     return lax.reduce_precision(size, kept.nexp, 0)
 
 
-def unit_of(z: PyTree, value: PyTree) -> jax.Array:
-    """The unit of a problem with z and f(z): near their largest entry in each sample, (batch,)."""
-    # Of both at once: z alone is often zeros, and XLA would sum up a constant when it compiles.
+def unit_of(z: PyTree, value: PyTree, *, linear: bool = False) -> jax.Array:
+    """The unit of a problem with z and f(z): near their largest entry in each sample, (batch,).
+
+    linear: of u = Jᵀu + v, with z = v, whose numbers stay about as they start.
+    """
+    # Of both at once: z is often zeros, v is ones where a loss is a sum, and XLA would spend a
+    # second on the largest entry of a large constant when it compiles.
     both = jax.tree.map(lambda x, y: jnp.maximum(jnp.abs(x), jnp.abs(y)), z, value)
-    return power_of_two(largest(lax.stop_gradient(both)).astype(scalar_dtype(z)))
-
-
-def linear_unit(v: PyTree) -> jax.Array:
-    """The unit of u = Jᵀu + v, whose numbers stay about as large as v."""
-    size = largest(v).astype(scalar_dtype(v))
-    return power_of_two(size, 4 * float(jnp.finfo(size.dtype).tiny))
+    size = largest(lax.stop_gradient(both)).astype(scalar_dtype(z))
+    return power_of_two(size, 4 * float(jnp.finfo(size.dtype).tiny) if linear else None)
