@@ -65,6 +65,7 @@ def test_jvp_to_every_input_against_differences():
     assert relative(z_dot, (shifted[0] - shifted[1]) / (2 * h)) < 1e-7
 
 
+@pytest.mark.slow
 def test_hessian_vector_products_in_every_order_of_modes():
     theta, x = tanh_parameters(N)
     loss = lambda x: loss_of(solution(theta, x))

@@ -4,6 +4,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 
 import deqjax
@@ -313,6 +314,7 @@ def test_vmap_is_the_batch_axis_in_value_and_gradient(batch, axis, case, seed):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @FEWER
 @given(
     sample=st.lists(st.integers(1, 3), min_size=1, max_size=2).map(tuple),

@@ -59,6 +59,7 @@ def test_a_run_that_is_stopped_amid_them_says_where_it_goes_on(tmp_path):
         tiny_run.train(tmp_path, Terminated, stack_steps=0)
 
 
+@pytest.mark.slow
 def test_a_run_that_nothing_helps_ends_in_a_sentence(tmp_path):
     with pytest.raises(FloatingPointError, match="has not helped; try a smaller --learning-rate"):
         train(tmp_path, range(5, 99), steps=40)
