@@ -175,7 +175,7 @@ def _loop(f: Cell, carry: _Carry, solver: Solver, rules: _Rules, steps=None, unt
     checks = rules.checks and steps is None
 
     def body(c: _Carry) -> _Carry:
-        return _advance(f, c, solver, rules, checks)
+        return _advance(f, c, solver, rules)
 
     def running(c: _Carry):
         unfinished = c.status == Status.RUNNING
@@ -342,9 +342,9 @@ def _like_mine(given: PyTree, mine: PyTree) -> PyTree:
     return given
 
 
-def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules, checks: bool) -> _Carry:
+def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
     active = c.status == Status.RUNNING
-    if checks:
+    if rules.checks:
         active &= c.k < rules.tol.max_steps
     freeze = rules.freeze
     # Samples that have ended wait at what is returned of them: those that f couples with see that.
@@ -379,7 +379,7 @@ def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules, checks: bool) ->
     ended = jnp.where(finite, ended, Status.NONFINITE).astype(jnp.int32)
 
     otherwise = c.status
-    if checks:  # what has just failed is negative until its place has been seen by the others
+    if rules.checks:  # what has just failed is negative until its place has been seen by the others
         ended = jnp.where((ended == Status.CONVERGED) | (ended == Status.RUNNING), ended, -ended)
         otherwise = jnp.abs(otherwise)
 

@@ -183,3 +183,22 @@ def test_steps_that_go_on_at_the_solution_spoil_no_gradient(case, n, dtype, batc
     # derivatives that have not come as far: they are numbers, and `Unrolled` promises no more.
     names = () if "anderson" in case else tuple(ROWS)
     check(case, n, rows, PRECISION[dtype]["close"], names)
+
+
+def test_more_pairs_than_unknowns_spoil_no_gradient():
+    """One unknown and a memory of five, at the default tolerance: all pairs are parallel."""
+    rng = np.random.default_rng(0)
+    w, c, x = rng.normal(size=100), rng.uniform(0.05, 0.95, size=100), rng.normal(size=100)
+    args = (c, np.sign(w), x)
+    f = lambda z, c, w, x: c * jnp.tanh(w * z) + x
+
+    def gradient(adjoint, rtol, steps):
+        options = dict(adjoint=adjoint, rtol=rtol, max_steps=steps, batch_axis=0)
+        solver = deqjax.Anderson(memory=5)
+        loss = lambda args: jnp.sin(
+            deqjax.fixed_point(f, jnp.zeros(100), *args, solver=solver, **options).z
+        ).sum()
+        return np.stack(jax.jit(jax.grad(loss))(jax.tree.map(jnp.asarray, args)))
+
+    want, got = gradient("implicit", 1e-12, 200), gradient("unrolled", None, 30)
+    assert np.all(np.linalg.norm(got - want, axis=0) <= 0.02 * np.linalg.norm(want, axis=0))

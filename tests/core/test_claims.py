@@ -55,7 +55,11 @@ UNSOLVABLE = {
     [
         *((solver, name) for solver in QUICK for name in UNSOLVABLE),
         ("newton_krylov", "no discount"),
-        *(pytest.param("newton_krylov", n, marks=pytest.mark.slow) for n in UNSOLVABLE),
+        *(
+            pytest.param("newton_krylov", n, marks=pytest.mark.slow)
+            for n in UNSOLVABLE
+            if n != "no discount"
+        ),
         *(pytest.param("picard", n, marks=pytest.mark.slow) for n in UNSOLVABLE),
     ],
 )
