@@ -32,6 +32,8 @@ from deqjax.training.configs import CONFIGS, FullSize, named
 from deqjax.training.plan.memory import from_compiler, shortage
 from deqjax.training.plan.topology import devices_of
 
+from .tables import table
+
 Target = Literal["cpu", "v5e", "v5p"]
 SolverName = Literal["anderson", "anderson-bfloat16", "broyden"]
 TOPOLOGIES = {"cpu": "cpu:1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1"}
@@ -243,7 +245,7 @@ def count_table(counts: dict[str, tuple[int, int]]) -> str:
             row += ["–" if theirs is None else f"{100 * (ours / 1e6 / theirs - 1):+.1f}%"]
         rows.append(row)
     head = ["model", "parameters", "paper", "difference", "body", "paper", "difference"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def memory_tables(targets: dict[str, dict[str, Any]]) -> str:
@@ -268,7 +270,7 @@ def _memory_table(found: dict[str, Measured]) -> str:
         chunk = "all" if m.chunk_size is None else str(m.chunk_size)
         rows.append([label, chunk, *map(_gb, sizes), f"{said:g}", f"{m.seconds:.0f} s"])
     head = ["model", "positions at a time", "activations", "training", "parameters", "arguments"]
-    return _table([*head, "results", "paper", "to compile"], rows)
+    return table([*head, "results", "paper", "to compile"], rows)
 
 
 def _ratio_table(found: dict[str, Measured]) -> str:
@@ -288,7 +290,7 @@ def _ratio_table(found: dict[str, Measured]) -> str:
                 row += [f"{ratio:.3f}", _verdict(ratio, paper)]
             rows.append(row)
     head = ["equilibrium", "explicit network", "paper", "activations", "", "training", ""]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _verdict(ratio: float, paper: float) -> str:
@@ -300,11 +302,6 @@ def _verdict(ratio: float, paper: float) -> str:
 def _in_order(found: dict[str, Measured]) -> list[str]:
     names = list(CONFIGS)
     return sorted(found, key=lambda label: (names.index(found[label].model), label))
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _gb(size: float) -> str:

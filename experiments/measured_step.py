@@ -5,7 +5,9 @@
 
 The train step that a run compiles, and that `deqjax.training.plan` compiles for devices which are
 not there, is run on random words: an equilibrium takes exactly `--steps` solver steps forward and
-as many in its adjoint. Each model has a process of its own, so that what the device gave out at
+as many in its adjoint. So is the scoring of held-out text, forward alone. Layers of an explicit
+network are a loop over one of them (`FullSize.scan`): as copies, sixteen did not compile in 40 s.
+Each model has a process of its own, so that what the device gave out at
 most is that model's. Writes the tables into `experiments/results/measured_step.md`.
 """
 
@@ -22,14 +24,17 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from flax import nnx
 
-from deqjax.training import OptionError, SolverOptions, TrainOptions, command_line
+from deqjax.data import Stream
+from deqjax.training import OptionError, SolverOptions, TrainOptions, command_line, perplexity
 from deqjax.training.configs import CONFIGS, FullSize, named
 from deqjax.training.plan.program import Programs
 from deqjax.training.schedules import optimiser as make_optimiser
 from deqjax.training.step import make_step, new_state
 
 from .full_size import CHUNKS
+from .tables import table
 
 NAME = "experiments.measured_step"
 DEFAULT = tuple(name for name in CONFIGS if name.startswith("wt103-transformer"))
@@ -45,6 +50,8 @@ comparable; trained models stop by their residual.
 - **peak**: what the device's allocator gave out at most, in gigabytes (10⁹ bytes).
 - **planned**: arguments, results and temporary buffers by the compiler's own plan.
 - **temporary**: those that live between arguments and results: activations, gradients, histories.
+- **evaluated**: a batch of the same size scored in eval mode, memory carried, which is how
+  held-out text is scored.
 """
 
 
@@ -56,6 +63,8 @@ class Config:
     """names in deqjax.training.configs"""
     batch: int = 15
     """samples in a step; 15 is what the paper gives memory for"""
+    segment: int | None = None
+    """positions of a sample; the model's own if not given"""
     steps: int = 12
     """solver steps of every forward and of every adjoint solve"""
     solver: str = "anderson"
@@ -90,6 +99,7 @@ class Row:
     planned: int
     temporary: int
     loss: float
+    evaluated: float | None = None
 
     @property
     def label(self) -> str:
@@ -101,8 +111,8 @@ class Row:
 
 def main(config: Config) -> None:
     models = [_named(name) for name in config.only]
-    for name in ("batch", "steps", "repeats"):
-        if getattr(config, name) < 1:
+    for name in ("batch", "steps", "repeats", "segment"):
+        if getattr(config, name) is not None and getattr(config, name) < 1:
             raise OptionError(f"--{name} must be at least 1; got {getattr(config, name)}")
     if config.alone:
         print(json.dumps(asdict(measure(models[0], config))))
@@ -123,6 +133,7 @@ def measure(model: FullSize, config: Config) -> Row:
     """Compile the train step of a model for this device, and run it."""
     if config.chunked and model.solves:
         model = replace(model, chunk_size=CHUNKS.get(model.name))
+    model = replace(model, scan=not model.solves, segment=config.segment or model.segment)
     solver = SolverOptions(config.solver, rtol=0.0, atol=0.0, max_steps=config.steps)
     options = TrainOptions(batch_size=config.batch)
     device = jax.local_devices()[0]
@@ -145,6 +156,7 @@ def measure(model: FullSize, config: Config) -> Row:
     for which in ("forward_steps", "adjoint_steps") if model.solves else ():
         if round(float(metrics[which]), 3) != config.steps:  # a mean over the batch
             raise RuntimeError(f"{which} are {metrics[which]}, not {config.steps}")
+    peak = (device.memory_stats() or {}).get("peak_bytes_in_use")  # of training alone
     timed = np.array(taken[WARM_UP:])
     low, high = np.quantile(timed, (0.25, 0.75))
     assert step.compiled is not None
@@ -161,17 +173,30 @@ def measure(model: FullSize, config: Config) -> Row:
         tokens=config.batch * model.segment,
         seconds=float(np.median(timed)),
         quartiles=(float(low), float(high)),
-        peak=(device.memory_stats() or {}).get("peak_bytes_in_use"),
+        peak=peak,
         planned=plan.argument_size_in_bytes + results + plan.temp_size_in_bytes,
         temporary=plan.temp_size_in_bytes,
         loss=float(metrics["loss"]),
+        evaluated=_evaluated(nnx.merge(graph, state.params, state.rest), model, config),
     )
+
+
+def _evaluated(trained: Any, model: FullSize, config: Config) -> float:
+    """Median seconds of a batch of held-out text."""
+    trained.eval()
+    rng, count = np.random.default_rng(1), WARM_UP + config.repeats
+    ids = rng.integers(0, model.vocabulary, config.batch * model.segment * count, np.int32)
+    times = [time.perf_counter()]
+    tell = lambda done, score: times.append(time.perf_counter())
+    perplexity(trained, Stream(ids, config.batch, model.segment, 0), tell)
+    return float(np.median(np.diff(times)[WARM_UP:]))
 
 
 def _elsewhere(name: str, config: Config) -> Row:
     """The row of a model, from a process of its own; RuntimeError with what it said last."""
     given = dict(only=name, batch=config.batch, steps=config.steps, solver=config.solver)
     given |= dict(precision=config.precision, repeats=config.repeats)
+    given |= {} if config.segment is None else dict(segment=config.segment)
     options = [word for key, value in given.items() for word in (f"--{key}", str(value))]
     options += ["--alone", *["--chunked"] * config.chunked]
     done = subprocess.run([sys.executable, "-m", NAME, *options], capture_output=True, text=True)
@@ -193,6 +218,7 @@ def _named(name: str) -> FullSize:
 
 
 HEAD = ["model", "f in", "batch", "ms a step", "ktokens/s", "peak", "planned", "temporary", "loss"]
+HEAD += ["ms evaluated"]
 
 
 def _cells(row: Row) -> list[str]:
@@ -200,7 +226,9 @@ def _cells(row: Row) -> list[str]:
     times = f"{1e3 * row.seconds:.1f} ({low:.1f} to {high:.1f})"
     sizes = ["–" if n is None else f"{n / 1e9:.2f}" for n in (row.peak, row.planned, row.temporary)]
     rate = f"{row.tokens / row.seconds / 1e3:.1f}"
-    return [row.label, row.precision, str(row.batch), times, rate, *sizes, f"{row.loss:.2f}"]
+    scored = "–" if row.evaluated is None else f"{1e3 * row.evaluated:.1f}"
+    given = [row.label, row.precision, str(row.batch), times, rate, *sizes]
+    return [*given, f"{row.loss:.2f}", scored]
 
 
 def _ratios(rows: list[Row]) -> list[list[str]]:
@@ -213,7 +241,7 @@ def _ratios(rows: list[Row]) -> list[list[str]]:
                 continue
             paper = CONFIGS[ours.model].published.memory / CONFIGS[theirs.model].published.memory
             pairs = [(ours.peak, theirs.peak), (ours.temporary, theirs.temporary)]
-            pairs.append((ours.seconds, theirs.seconds))
+            pairs += [(ours.seconds, theirs.seconds), (ours.evaluated, theirs.evaluated)]
             shares = ["–" if None in (a, b) else f"{a / b:.3f}" for a, b in pairs]  # type: ignore
             label = [ours.label, theirs.model, ours.precision, str(ours.batch)]
             found.append([*label, f"{paper:.2f}", *shares])
@@ -244,15 +272,10 @@ def markdown(kept: dict[str, dict[str, Any]]) -> str:
         rows = [Row(**{k: v for k, v in row.items() if k != "said"}) for row in found.values()]
         rows.sort(key=lambda r: (order.index(r.model), r.label, r.precision, r.batch))
         parts += [f"## {device}", "", *(f"- {line}" for line in said), ""]
-        parts += [_table(HEAD, [_cells(row) for row in rows]), ""]
+        parts += [table(HEAD, [_cells(row) for row in rows]), ""]
         head = ["equilibrium", "explicit network", "f in", "batch", "paper's memory"]
-        parts += [_table([*head, "peak", "temporary", "time"], _ratios(rows)), ""]
+        parts += [table([*head, "peak", "temporary", "time", "evaluated"], _ratios(rows)), ""]
     return "\n".join(parts)
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

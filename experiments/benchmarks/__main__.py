@@ -4,26 +4,23 @@
     python -m experiments.benchmarks [--only per_step backward] [--quick]
 
 Run it on an idle machine: the ratios are robust against slow drift, not against other programs.
-On a GPU everything runs there, torch too, with float32 products in float32: a solve to 1e-5 could
-not end in TensorFloat-32, JAX's default. Keep its report apart: `--out FILE`.
+On a GPU everything runs there, torch too, with float32 products in float32; with `--products
+tensorfloat32`, JAX's default there, in which a solve to 1e-5 could not end, the race is to 1e-3.
+Keep its report apart: `--out FILE`. `python -m experiments.gpu` runs both.
 """
 
 from __future__ import annotations
 
-import importlib
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import jax
-
 from deqjax.training import OptionError, command_line
 
 from . import report
-from .report import Row, Settings
+from .report import Products, Settings
+from .run import measure
 
 NAMES = (
     "per_step",
@@ -68,19 +65,21 @@ class Config:
     """libraries to compare with; those that are absent are skipped and named"""
     threads: int = 2
     """threads of torch"""
+    products: Products = "float32"
+    """what matrices of float32 are multiplied in, on a GPU"""
 
 
 def main(config: Config) -> bool:
     """Run, print and write; whether every requirement that was measured is met."""
     if config.rounds < 3:
         raise OptionError(f"--rounds must be at least 3, got {config.rounds}")
-    jax.config.update("jax_default_matmul_precision", "highest")
     settings = Settings(
         quick=config.quick,
         cells=config.cells,
         rounds=config.rounds,
         peers=config.peers,
         threads=config.threads,
+        products=config.products,
     )
     command = " ".join(["python -m experiments.benchmarks", *sys.argv[1:]])
     tables = {}
@@ -95,32 +94,6 @@ def main(config: Config) -> bool:
     print(f"{len(failed)} requirements are missed" if failed else "every requirement is met")
     print(f"written: {config.out}")
     return not failed
-
-
-def measure(
-    names: tuple[str, ...],
-    settings: Settings,
-    runs: dict[str, tuple[str, Callable[[Settings], list[Row]]]] | None = None,
-) -> dict[str, tuple[str, list[Row]]]:
-    """{name: (title, rows)}. One that breaks off is a failed row; the others still run."""
-    tables = {}
-    for name in names:
-        if runs is None:
-            module = importlib.import_module(f"{__package__}.{name}")
-            title, run = module.TITLE, module.run
-        else:
-            title, run = runs[name]
-        print(f"== {title}", flush=True)
-        start = time.perf_counter()
-        try:
-            rows = run(settings)
-        except Exception as wrong:  # an hour of other measurements is not thrown away
-            said = f"{type(wrong).__name__}: {wrong}".splitlines()[0][:200]
-            rows = [Row(name, said, "to run to its end", False)]
-        tables[name] = (title, rows)
-        print(report.table(rows))
-        print(f"   ({time.perf_counter() - start:.0f} s)\n", flush=True)
-    return tables
 
 
 if __name__ == "__main__":

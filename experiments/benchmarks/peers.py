@@ -29,6 +29,7 @@ import numpy as np
 from jax import lax
 
 import deqjax
+from deqjax.solvers import as_solver
 
 from .cells import Cell
 from .report import Settings
@@ -322,10 +323,13 @@ def _one_deqjax(cell, rtol, label, solver, axis) -> Entry:
 
 def _deqjax_both(cell: Cell, rtol: float, entry: Entry) -> Iterator[Entry | str]:
     label, axis = entry.variant.split(" axis=")
+    forward = DEQJAX[label]
     for adjoint in (None, "picard", "anderson", "broyden", "gmres"):
-        solve = deqjax_solve(
-            DEQJAX[label], rtol, None if axis == "None" else int(axis), adjoint_solver=adjoint
-        )
+        # As many steps as the peers may take; the default is of the family of the forward solver.
+        way_back = forward if adjoint is None else as_solver(adjoint)
+        way_back = way_back.with_options(max_steps=LARGEST_BUDGET)
+        over = None if axis == "None" else int(axis)
+        solve = deqjax_solve(forward, rtol, over, adjoint_solver=way_back)
         name = f"{entry.variant} + {adjoint or 'default'}"
         yield _attempt(f"deqjax {name}", _deqjax_pair, cell, rtol, name, solve)
 

@@ -39,6 +39,7 @@ def _torch(settings: Settings):
         import torchdeq
 
     torch.set_num_threads(settings.threads)
+    torch.set_float32_matmul_precision("highest" if settings.products == "float32" else "high")
     return torch, torchdeq
 
 

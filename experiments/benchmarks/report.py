@@ -10,11 +10,14 @@ import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 from deqjax.training import keep_freed_memory
+
+Products = Literal["float32", "tensorfloat32"]
+PRODUCTS: tuple[Products, ...] = ("float32", "tensorfloat32")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Settings:
     peers: tuple[str, ...] = ("torchdeq", "jaxopt", "optimistix", "banax")
     threads: int = 2
     """threads of torch"""
+    products: Products = "float32"
+    """what matrices of float32 are multiplied in, on a GPU"""
 
     @property
     def timing(self) -> dict:

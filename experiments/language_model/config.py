@@ -17,7 +17,17 @@ Model = Literal[
     "trellisnet",
     "lstm",
 ]
-Preset = Literal["quick", "ptb", "wikitext-2"]
+Preset = Literal[
+    "quick",
+    "ptb",
+    "wikitext-2",
+    "ptb-paper-trellisnet",
+    "ptb-paper-transformer",
+    "ptb-paper-transformer-xl",
+    "ptb-paper-trellisnet-short",
+    "ptb-paper-transformer-short",
+    "ptb-paper-transformer-xl-short",
+]
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,8 @@ class Config:
     """the two with deq- solve for an equilibrium; universal-transformer and trellisnet stack the
     same cells; transformer-xl has distinct layers"""
     preset: Preset = "quick"
-    """data and training where no flag says otherwise; the last two need --data-dir"""
+    """data and training where no flag says otherwise; all but quick need --data-dir. The ones
+    called paper have the paper's size, 24M parameters, and name their model: they are for a GPU"""
     dataset: str = "python-docs"
     """python-docs, ptb, wikitext-2, wikitext-103 or text"""
     data_dir: Path | None = None
@@ -85,6 +96,9 @@ class Config:
     """rate at which whole words are left out of the input"""
     weight_drop: float = 0.0
     """rate at which recurrent weights of trellisnets and lstm are dropped"""
+    scan: bool = False
+    """layers of transformer-xl, or applications of a stack, as a loop over one of them: compiles in
+    the time of one"""
     precision: Literal["float32", "bfloat16"] = "float32"
     """of the cell; state, residuals and solver are float32"""
     warm_start: bool = False
@@ -118,6 +132,10 @@ class Config:
             raise OptionError(
                 "--prelude and --injection state are for deq-transformer and universal-transformer"
             )
+        if self.scan and self.model == "lstm":
+            raise OptionError("--scan is for transformers and trellisnets")
+        if self.scan and self.model == "transformer-xl" and self.checkpoint == "sqrt":
+            raise OptionError("--scan goes with --checkpoint none or all")
         if self.checkpoint == "all" and self.model != "transformer-xl":
             raise OptionError("--checkpoint all is for transformer-xl; there is sqrt for a stack")
         if not self.solves:

@@ -14,6 +14,7 @@ from deqjax.nn import (
     LanguageModel,
     LSTMLanguageModel,
     Prelude,
+    ScannedStack,
     TransformerCell,
     TrellisCell,
 )
@@ -56,6 +57,7 @@ def build(config: Config, vocabulary: int, rngs: nnx.Rngs) -> Any:
         rngs=rngs,
         dtype=jnp.bfloat16 if c.precision == "bfloat16" else None,
         checkpoint="none" if c.model == "transformer-xl" else c.checkpoint,
+        scan=c.scan,
         **c.solver.keywords(),
     )
 
@@ -94,7 +96,8 @@ def _cell(config: Config, rngs: nnx.Rngs) -> Any:
         )
 
     if c.model == "transformer-xl":
-        return CellStack([block(None) for _ in range(c.layers)], checkpoint=c.checkpoint)
+        kind = ScannedStack if c.scan else CellStack
+        return kind([block(None) for _ in range(c.layers)], checkpoint=c.checkpoint)
     # x is added to q, k and v of every block, or to the state once.
     later = None if c.injection == "state" else c.injection
     blocks = [block(c.injection if i == 0 else later) for i in range(c.blocks)]

@@ -9,6 +9,7 @@ from typing import Any
 from deqjax.training import SolverOptions, TrainOptions
 
 from .config import Config
+from .paper import PAPER
 
 
 def recipe(args: list[str]) -> Config:
@@ -18,6 +19,8 @@ def recipe(args: list[str]) -> Config:
     parser.add_argument("--preset", default="quick")
     chosen = parser.parse_known_args(args)[0]
     config = Config()
+    if chosen.preset in PAPER:
+        return dataclasses.replace(config, **PAPER[chosen.preset])
     if chosen.preset in WORDS:
         given = WORDS[chosen.preset] | SIZES.get(chosen.model, {})
         config = dataclasses.replace(config, **given)

@@ -183,3 +183,56 @@ def test_mutable_collections_are_updated_once_at_the_solution():
 def test_wrong_options_fail_in_the_constructor(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         DEQ(Tanh(), **options)
+
+
+class Injecting(nn.Module):
+    """tanh(z W + c) with c = x U, made once by `inject`, from a state of ones."""
+
+    def setup(self):
+        kernel = nn.initializers.normal(0.3)
+        self.recurrent = nn.Dense(D, kernel_init=kernel, param_dtype=jnp.float64)
+        self.input = nn.Dense(D, param_dtype=jnp.float64)
+
+    def inject(self, x):
+        return self.input(x)
+
+    def initial_state(self, x):
+        return jnp.ones((len(x), D))
+
+    def __call__(self, z, context):
+        return jnp.tanh(self.recurrent(z) + context)
+
+
+def test_tables_and_paths_of_a_module_with_an_equilibrium():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(DEQ(Tanh())(x).z)
+
+    x = inputs()
+    assert "DEQ_0" in Net().tabulate(jax.random.key(0), x)
+    assert "DEQ_0" in Net().module_paths(jax.random.key(0), x)
+
+
+def test_what_the_module_for_nnx_takes():
+    """Injection, a start of the cell's own, a stack, effort, statistics and a precision of f."""
+    x = inputs()
+    deq = DEQ(Injecting(), **TIGHT)
+    variables = deq.init(jax.random.key(0), x)
+    sol = deq.apply(variables, x, trace=True)
+    assert sol.stats.converged.all() and sol.stats.trace.shape == (201, 4)
+    params = variables["params"]["cell"]
+    c = x @ params["input"]["kernel"] + params["input"]["bias"]
+    z = sol.z @ params["recurrent"]["kernel"] + params["recurrent"]["bias"]
+    np.testing.assert_allclose(sol.z, jnp.tanh(z + c), atol=1e-11)
+    again = deq.apply(variables, x, context=c)
+    np.testing.assert_allclose(again.z, sol.z, atol=1e-12)
+    short = deq.apply(variables, x, max_steps=2)
+    np.testing.assert_array_equal(short.stats.steps, 2)
+    stack = deq.apply(variables, x, depth=2)
+    np.testing.assert_allclose(stack.z, short.z, rtol=1e-12)
+    scanned = DEQ(Injecting(), scan=True).apply(variables, x, depth=2)
+    np.testing.assert_allclose(scanned.z, stack.z, rtol=1e-12)
+    half = DEQ(Injecting(), dtype=jnp.bfloat16, rtol=1e-2).apply(variables, x)
+    assert half.z.dtype == jnp.float64
+    assert 1e-6 < float(jnp.abs(half.z - sol.z).max()) < 0.05

@@ -10,6 +10,8 @@ from .log_likelihood import cross_entropy as cross_entropy
 from .lstm import LSTMLanguageModel as LSTMLanguageModel
 from .prelude import Prelude as Prelude
 from .recurrent import Recurrent as Recurrent
+from .scanned import NarrowScannedStack as NarrowScannedStack
+from .scanned import ScannedStack as ScannedStack
 from .stack import CellStack as CellStack
 from .stack import NarrowStack as NarrowStack
 from .tcn import TCN as TCN

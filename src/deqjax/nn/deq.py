@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,14 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from .._errors import check_integer
 from .._failure import checked_policy
 from .._fixed_point import fixed_point
 from .._options import choose
 from .._solution import Solution, Stats
-from .._state import norm, subtract, to_front
 from ..adjoints import Adjoint, Implicit
 from ..solvers import Solver
+from ._stacked import checked_checkpoint, stacked
 
 PyTree = Any
 
@@ -70,6 +68,8 @@ class DEQ(nnx.Module):
         checkpoint: what back-propagation through a stack (`depth`) keeps: "none", everything;
             "sqrt", the state of every √depth-th application, and the others are computed again
             (Chen et al. 2016, arXiv 1604.06174). A solve keeps neither.
+        scan: make a stack (`depth`) a loop over one application and not copies of it: it compiles
+            in the time of one. The values are the same to rounding.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -101,6 +101,7 @@ class DEQ(nnx.Module):
         batch_axis: int | None = 0,
         dtype: Any = None,
         checkpoint: str = "none",
+        scan: bool = False,
     ):
         # Wrong options fail here, in one sentence, and not at the first call.
         self.solver, self.adjoint = choose(
@@ -113,9 +114,7 @@ class DEQ(nnx.Module):
         )
         self.on_failure = None if on_failure is None else checked_policy(on_failure)
         self.batch_axis = batch_axis
-        if checkpoint not in ("none", "sqrt"):
-            raise ValueError(f"checkpoint must be 'none' or 'sqrt', got {checkpoint!r}")
-        self.dtype, self.checkpoint = dtype, checkpoint
+        self.dtype, self.checkpoint, self.scan = dtype, checked_checkpoint(checkpoint), scan
         self.cell = cell
 
     def __call__(
@@ -167,7 +166,8 @@ class DEQ(nnx.Module):
             )
         else:
             apply = lambda z: f(z, arrays)
-            solution = _stack(apply, z0, depth, self.batch_axis, self.checkpoint)
+            how = dict(checkpoint=self.checkpoint, scan=self.scan)
+            solution = stacked(apply, z0, depth, batch_axis=self.batch_axis, **how)
         if _has_other_state(nnx.state(self.cell)):
             self.cell(*jax.lax.stop_gradient((solution.z, context)))
         return solution
@@ -209,13 +209,13 @@ class DEQ(nnx.Module):
         leaves, form = jax.tree.flatten(context)
         is_array = [isinstance(x, jax.Array) for x in leaves]
         arrays = [x for x, a in zip(leaves, is_array, strict=True) if a]
-        weights, arrays = _cast((state, arrays), self.dtype)
+        weights, arrays = cast((state, arrays), self.dtype)
 
         def f(z, arrays):
             given = iter(arrays)
             filled = [next(given) if a else x for x, a in zip(leaves, is_array, strict=True)]
             cell = nnx.merge(graph, weights, copy=True)
-            new = cell(_cast(z, self.dtype), jax.tree.unflatten(form, filled))
+            new = cell(cast(z, self.dtype), jax.tree.unflatten(form, filled))
             return new if self.dtype is None else _like(new, z)
 
         return f, arrays
@@ -236,7 +236,7 @@ def _frozen(tree: PyTree) -> PyTree:
     return jax.tree.map(value, tree)
 
 
-def _cast(tree: PyTree, dtype: Any) -> PyTree:
+def cast(tree: PyTree, dtype: Any) -> PyTree:
     """Floating-point leaves in `dtype`; None leaves all as they are."""
     if dtype is None:
         return tree
@@ -251,34 +251,3 @@ def _like(tree: PyTree, other: PyTree) -> PyTree:
 def _has_other_state(state: PyTree) -> bool:
     leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
     return any(not isinstance(x, nnx.Param) for x in leaves)
-
-
-def _stack(f, z0: PyTree, depth: int, batch_axis: int | None, checkpoint: str) -> Solution:
-    """f applied `depth` times to z0. Residuals are those of the last application."""
-    check_integer("depth", depth, least=1)
-    step = lambda pair: (f(pair[0]), pair[0])
-    z, previous = _repeated(step, (z0, z0), depth, checkpoint)
-    front, before = to_front(z, batch_axis), to_front(previous, batch_axis)
-    stats = Stats.unsolved(depth, norm(subtract(front, before)), norm(front))
-    if batch_axis is None:
-        stats = jax.tree.map(lambda s: s[0], stats)
-    return Solution(z=z, stats=stats)
-
-
-def _repeated(step, carry: PyTree, times: int, checkpoint: str) -> PyTree:
-    if checkpoint == "none":
-        for _ in range(times):
-            carry = step(carry)
-        return carry
-
-    # Loops and not copies of the cell: only they keep a compiler from computing groups ahead of
-    # their turn, or from keeping what it should compute again (XLA's CPU back end does both).
-    def repeat(step, carry, times):
-        return jax.lax.scan(lambda carry, _: (step(carry), None), carry, length=times)[0]
-
-    root = math.isqrt(times)
-    # Groups of a size that comes out even, if one near the root does.
-    size = next((k for k in range(root, root // 2, -1) if times % k == 0), root)
-    groups, rest = divmod(times, size)
-    carry = repeat(jax.checkpoint(lambda carry: repeat(step, carry, size)), carry, groups)
-    return repeat(jax.checkpoint(step), carry, rest) if rest else carry

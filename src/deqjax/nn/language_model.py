@@ -64,7 +64,7 @@ class LanguageModel(nnx.Module):
             fit `out.start` to z* (`LanguageModelling(start=)` does).
         rngs: for the parameters and, as `rngs.dropout`, the masks.
         **options: `solver`, `adjoint`, `adjoint_solver`, `rtol`, `atol`, `max_steps`, `dtype`,
-            `checkpoint` of `DEQ`.
+            `checkpoint`, `scan` of `DEQ`.
     """
 
     def __init__(

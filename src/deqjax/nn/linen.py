@@ -11,10 +11,11 @@ from flax import linen as nn
 from .._failure import checked_policy
 from .._fixed_point import fixed_point
 from .._options import choose
-from .._solution import Solution
+from .._solution import Solution, Stats
 from ..adjoints import Adjoint
 from ..solvers import Solver
-from .deq import SAFEGUARDED
+from ._stacked import checked_checkpoint, stacked
+from .deq import SAFEGUARDED, cast
 
 
 class DEQ(nn.Module):
@@ -26,14 +27,17 @@ class DEQ(nn.Module):
     other than the parameters (running statistics, what the cell sows) are fixed during the solve;
     those that the caller made mutable are then updated by one call at z*, which no gradient enters.
 
-    Compute what does not depend on z outside and pass it in x, any pytree of arrays. The cell must
-    own its submodules: Flax refuses one that it shares with another module.
+    As in `deqjax.nn.DEQ`, the cell may have two methods more: `inject(x) -> context`, everything
+    that does not depend on z, computed once per solve, which the cell then gets for x; and
+    `initial_state(x) -> z0`. The cell must own its submodules: Flax refuses one that it shares with
+    another module.
 
     Attributes:
         cell: the module f.
         solver, adjoint, adjoint_solver, rtol, atol, max_steps, on_failure: as in
             `deqjax.fixed_point`; the default adjoint is `deqjax.nn.SAFEGUARDED`.
         batch_axis: independent samples along this axis of z (default 0); None, one equation.
+        dtype, checkpoint, scan: as in `deqjax.nn.DEQ`.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -59,53 +63,93 @@ class DEQ(nn.Module):
     max_steps: int | None = None
     batch_axis: int | None = 0
     on_failure: str | None = None
+    dtype: Any = None
+    checkpoint: str = "none"
+    scan: bool = False
 
     def __post_init__(self):
         # Wrong options fail here, in one sentence, and not at the first call.
-        self._choose()
+        _chosen(self)
+        checked_checkpoint(self.checkpoint)
         if self.on_failure is not None:
             checked_policy(self.on_failure)
         super().__post_init__()
 
-    def __call__(self, x: Any, z0: Any = None) -> Solution:
-        """Solve for the input x, from z0; None starts at zeros shaped like x."""
+    def __call__(
+        self,
+        x: Any,
+        z0: Any = None,
+        *,
+        depth: int | None = None,
+        context: Any = None,
+        adjoint: str | Adjoint | None = None,
+        max_steps: int | None = None,
+        resume: Any = None,
+        trace: bool = False,
+        adjoint_probe: Stats | None = None,
+    ) -> Solution:
+        """Solve for the input x, from z0; None asks the cell, or means zeros shaped like x. The
+        others are those of `deqjax.nn.DEQ.__call__`."""
         if z0 is None:
-            z0 = jax.tree.map(jnp.zeros_like, x)
+            z0 = self.cell.initial_state(x) if hasattr(self.cell, "initial_state") else _zeros(x)
+        if context is None:
+            context = self.cell.inject(x) if hasattr(self.cell, "inject") else x
         if self.is_initializing():
-            self.cell(z0, x)
+            self.cell(z0, context)
         cell, variables = self.cell.unbind()
         scope = self.scope
         assert scope is not None  # an unbound module was refused above
         keys = {name: self.make_rng(name) for name in scope.rngs}
         mutable = scope.mutable or []
+        low = cast((variables, context), self.dtype)
 
-        def call(z, x):
+        def call(z, variables, context):
             # `apply` restarts the streams: the same keys, so the same masks, at every step.
-            return cell.apply(variables, z, x, rngs=keys, mutable=mutable)
+            return cell.apply(variables, z, context, rngs=keys, mutable=mutable)
 
-        solver, adjoint = self._choose()
-        solution = fixed_point(
-            lambda z, x: call(z, x)[0],
-            z0,
-            x,
-            solver=solver,
-            adjoint=adjoint,
-            batch_axis=self.batch_axis,
-            on_failure=self.on_failure,
-        )
+        def f(z, context):
+            new = call(cast(z, self.dtype), low[0], context)[0]
+            return (
+                new if self.dtype is None else jax.tree.map(lambda x, y: x.astype(y.dtype), new, z)
+            )
+
+        if depth is None:
+            solver, gradient = _chosen(self)
+            solution = fixed_point(
+                f,
+                z0,
+                low[1],
+                solver=solver.with_options(max_steps=max_steps),
+                adjoint=gradient if adjoint is None else adjoint,
+                batch_axis=self.batch_axis,
+                resume=resume,
+                trace=trace,
+                on_failure=self.on_failure,
+                adjoint_probe=adjoint_probe,
+            )
+        else:
+            how = dict(checkpoint=self.checkpoint, scan=self.scan)
+            apply = lambda z: f(z, low[1])
+            solution = stacked(apply, z0, depth, batch_axis=self.batch_axis, **how)
         if mutable and not self.is_initializing():
-            _, updates = call(jax.lax.stop_gradient(solution.z), x)
+            _, updates = call(jax.lax.stop_gradient(solution.z), variables, context)
             for kind in updates.keys() - {"params"}:
                 for name, value in updates[kind].items():
                     self.cell.put_variable(kind, name, value)
         return solution
 
-    def _choose(self) -> tuple[Solver, Adjoint]:
-        return choose(
-            solver=self.solver,
-            adjoint=self.adjoint,
-            adjoint_solver=self.adjoint_solver,
-            rtol=self.rtol,
-            atol=self.atol,
-            max_steps=self.max_steps,
-        )
+
+# Not a method: Linen wraps those, and a module that is being made has no scope yet.
+def _chosen(deq: DEQ) -> tuple[Solver, Adjoint]:
+    return choose(
+        solver=deq.solver,
+        adjoint=deq.adjoint,
+        adjoint_solver=deq.adjoint_solver,
+        rtol=deq.rtol,
+        atol=deq.atol,
+        max_steps=deq.max_steps,
+    )
+
+
+def _zeros(x: Any) -> Any:
+    return jax.tree.map(jnp.zeros_like, x)

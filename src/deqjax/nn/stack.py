@@ -150,7 +150,42 @@ class CellStack(nnx.Module):
         return [range(i, min(i + size, n)) for i in range(0, n, size)]
 
 
-class NarrowStack(CellStack):
+class Narrow(nnx.Module):
+    """What makes a stack narrower than the embedding: x P goes in, and z Pᵀ comes out."""
+
+    def __init__(
+        self,
+        cells: Sequence[TransformerCell],
+        *,
+        n_in: int,
+        checkpoint: Any = "none",
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(cells, checkpoint=checkpoint)  # pyright: ignore[reportCallIssue]
+        init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
+        self.projection = nnx.Param(init(rngs.params(), (n_in, self.d)))
+
+    @property
+    def n_in(self) -> int:
+        return self.projection.shape[0]
+
+    def output(self, z: Any) -> jax.Array:
+        return super().output(z) @ self.projection[...].T
+
+    def initial_state(self, given: TransformerInput) -> Any:
+        return super().initial_state(self._narrow(given))
+
+    def inject(self, given: TransformerInput) -> Any:
+        return super().inject(self._narrow(given))
+
+    def remember(self, given: TransformerInput, z: Any, context: Any) -> Any:
+        return super().remember(self._narrow(given), z, context)
+
+    def _narrow(self, given: TransformerInput) -> TransformerInput:
+        return given._replace(x=given.x @ self.projection[...])
+
+
+class NarrowStack(Narrow, CellStack):
     """Layers narrower than the embedding: x P goes in, and z Pᵀ comes out.
 
     Args:
@@ -159,34 +194,3 @@ class NarrowStack(CellStack):
         n_in: width of the embedded input.
         rngs: for P, (n_in, d).
     """
-
-    def __init__(
-        self,
-        cells: Sequence[TransformerCell],
-        *,
-        n_in: int,
-        checkpoint: Checkpoint = "none",
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(cells, checkpoint=checkpoint)
-        init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
-        self.projection = nnx.Param(init(rngs.params(), (n_in, self.d)))
-
-    @property
-    def n_in(self) -> int:
-        return self.projection.shape[0]
-
-    def output(self, z: jax.Array) -> jax.Array:
-        return z @ self.projection[...].T
-
-    def initial_state(self, given: TransformerInput) -> jax.Array:
-        return super().initial_state(self._narrow(given))
-
-    def inject(self, given: TransformerInput) -> Any:
-        return super().inject(self._narrow(given))
-
-    def remember(self, given: TransformerInput, z: jax.Array, context: Any) -> Any:
-        return super().remember(self._narrow(given), z, context)
-
-    def _narrow(self, given: TransformerInput) -> TransformerInput:
-        return given._replace(x=given.x @ self.projection[...])

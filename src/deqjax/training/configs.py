@@ -15,7 +15,9 @@ from ..nn import (
     AdaptiveSoftmax,
     CellStack,
     LanguageModel,
+    NarrowScannedStack,
     NarrowStack,
+    ScannedStack,
     TransformerCell,
     TrellisCell,
 )
@@ -51,6 +53,7 @@ class FullSize:
         heads, inner: attention heads and feed-forward of a transformer.
         layers: of an explicit network; None solves for the equilibrium instead.
         tied: the layers are one cell, applied again and again.
+        scan: the layers as a loop over one of them, which compiles in the time of one.
         chunk_size: positions that a transformer cell computes at a time; None, all of them.
         checkpoint: what back-propagation through layers keeps: everything, or every √L-th state.
         weight_norm, weight_drop, dropout: those of the cell.
@@ -72,6 +75,7 @@ class FullSize:
     layers: int | None = None
     tied: bool = False
     checkpoint: Checkpoint = "none"
+    scan: bool = False
     chunk_size: int | None = None
     weight_norm: bool = False
     weight_drop: float = 0.0
@@ -103,9 +107,12 @@ class FullSize:
         if self.layers is None or self.tied:
             return self._block(rngs)
         cells = [self._block(rngs, injection=None) for _ in range(self.layers)]
+        kind: Any
         if self.n_in == self.d:
-            return CellStack(cells, checkpoint=self.checkpoint)
-        return NarrowStack(cells, n_in=self.n_in, checkpoint=self.checkpoint, rngs=rngs)
+            kind = ScannedStack if self.scan else CellStack
+            return kind(cells, checkpoint=self.checkpoint)
+        kind = NarrowScannedStack if self.scan else NarrowStack
+        return kind(cells, n_in=self.n_in, checkpoint=self.checkpoint, rngs=rngs)
 
     def build(self, rngs: nnx.Rngs, **options: Any) -> LanguageModel:
         """The whole model. options: `solver`, `adjoint`, ... of `LanguageModel`."""
@@ -127,6 +134,7 @@ class FullSize:
             dropout_words=self.dropout_words,
             depth=self.depth,
             checkpoint=self.checkpoint,
+            scan=self.scan,
             softmax=softmax,
             rngs=rngs,
             **options,
