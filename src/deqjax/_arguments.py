@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,46 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ._closure import Hoisted, hoist
+
 PyTree = Any
 
 
-def as_array(x):
-    return x if isinstance(x, jax.Array) else jnp.asarray(x)
+def as_arguments(args: tuple) -> tuple:
+    """Those of f: numbers as arrays. What is no number but callable, as the activation in an
+    Equinox module is, stays as it is.
+
+    Raises:
+        TypeError: something that f cannot be given, such as a string.
+    """
+
+    def leaf(path, x):
+        if isinstance(x, jax.Array) or callable(x):
+            return x
+        try:
+            return jnp.asarray(x)
+        except TypeError:
+            pass
+        where = jax.tree_util.keystr(path)
+        raise TypeError(
+            f"args{where} is {x!r}, a {type(x).__name__}, and f is given arrays: let it close over "
+            "what is none, as functools.partial(f, ...) does"
+        )
+
+    return jax.tree_util.tree_map_with_path(leaf, args)
+
+
+def traced_cell(f: Callable, z0: PyTree, args: tuple) -> Hoisted:
+    """f, traced at z0; an error of its own says with what it was called."""
+    try:
+        return hoist(lambda z: f(z, *args), z0)
+    except Exception as wrong:
+        shapes = jax.tree.map(lambda x: getattr(jax.typeof(x), "str_short", str)(), z0)
+        wrong.add_note(
+            f"deqjax: f raised this when it was called as f(z, *args) with a z like z0, {shapes}: "
+            "z0 must have the shapes that f takes and returns"
+        )
+        raise
 
 
 def checked_state(z0: PyTree) -> PyTree:
@@ -31,15 +67,35 @@ def checked_state(z0: PyTree) -> PyTree:
                 f"z0{where} has dtype {dtype}, but a state must be floating point: convert it, for "
                 "example with jnp.asarray(z0, float)"
             )
+        if jnp.finfo(dtype).bits < 16:
+            where = jax.tree_util.keystr(path)
+            raise TypeError(
+                f"z0{where} has dtype {dtype}, in which residuals are nothing but rounding: keep "
+                "the state in bfloat16 or wider, and cast inside f"
+            )
+    return jax.tree.map(_strong, z0)
+
+
+def _strong(x):
     # A weak type (from a Python scalar) would change inside the loop.
-    return jax.tree.map(lambda x: lax.convert_element_type(x, jnp.result_type(x)), z0)
+    if isinstance(x, jax.Array) and not jax.typeof(x).weak_type:
+        return x
+    return lax.convert_element_type(x, jnp.result_type(x))
+
+
+def checked_axis(axis: Any) -> int | None:
+    """batch_axis, any integer, as Python's."""
+    try:
+        if not isinstance(axis, bool):
+            return None if axis is None else operator.index(axis)
+    except TypeError:
+        pass
+    raise TypeError(f"batch_axis must be None or an integer, got {axis!r}")
 
 
 def batch_size(z0: PyTree, axis: int | None) -> int | None:
     if axis is None:
         return None
-    if isinstance(axis, bool) or not isinstance(axis, int):
-        raise TypeError(f"batch_axis must be None or an integer, got {axis!r}")
     sizes = set()
     for path, x in jax.tree_util.tree_leaves_with_path(z0):
         if not -x.ndim <= axis < x.ndim:
@@ -56,8 +112,8 @@ def batch_size(z0: PyTree, axis: int | None) -> int | None:
     return sizes.pop()
 
 
-def check_cell(f: Callable, z0: PyTree, args: tuple) -> None:
-    out = jax.eval_shape(f, z0, *args)
+def check_cell(out: PyTree, z0: PyTree) -> None:
+    """out: what f returned, as a pytree of abstract values."""
     want, got = jax.tree.structure(z0), jax.tree.structure(out)
     if want != got:
         raise TypeError(f"f must return the structure of z0, {want}; it returned structure {got}")

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+
+from ._program import Code, code_of
 
 PyTree = Any
 
@@ -29,26 +30,33 @@ class Hoisted(NamedTuple):
         collectives: the named axes over which f communicates (`psum` and its like).
     """
 
-    pure: Callable[[PyTree, list], PyTree]
+    pure: Code
     inputs: list
     out: PyTree
     collectives: tuple
+
+
+def fronted(hoisted: Hoisted, axis: int | None) -> Hoisted:
+    """The same of a state with the batch first, on one device: types of arrays play no part."""
+    return hoisted._replace(pure=hoisted.pure.fronted(axis), out=None)
+
+
+def is_plain(*trees: PyTree) -> bool:
+    """Whether no type of an array says anything of devices."""
+    leaves = jax.tree.leaves(trees)
+    spread = any(_varying(x) or any(_aval(x).sharding.spec) for x in leaves)
+    return not spread and jax.sharding.get_abstract_mesh().empty
 
 
 def hoist(f: Callable[[PyTree], PyTree], z: PyTree) -> Hoisted:
     """Trace f at z."""
     closed, shapes = jax.make_jaxpr(f, return_shape=True)(z)
     treedef = jax.tree.structure(shapes)
-
-    def pure(z, inputs):
-        run = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, list(inputs)))
-        return jax.tree.unflatten(treedef, run(*jax.tree.leaves(z)))
-
     # A collective leaves an effect that names its axis; the class is not public, its name is.
     named = [e for e in closed.effects if type(e).__name__ == "NamedAxisEffect"]
     collectives = tuple(sorted({e.name for e in named}, key=str))  # type: ignore[attr-defined]
     out = jax.tree.unflatten(treedef, closed.out_avals)
-    return Hoisted(pure, list(closed.consts), out, collectives)
+    return Hoisted(code_of(closed, treedef), list(closed.consts), out, collectives)
 
 
 def is_differentiable(x) -> bool:

@@ -71,7 +71,7 @@ def batched_args(f: Callable, z0: PyTree, args: tuple, axis: int) -> list[bool]:
     """
     leaves, treedef = jax.tree.flatten(args)
     size = jax.tree.leaves(z0)[0].shape[axis]
-    sizes = {n for x in [*leaves, *jax.tree.leaves(z0)] for n in jnp.shape(x)}
+    sizes = {n for x in [*leaves, *jax.tree.leaves(z0)] for n in getattr(x, "shape", ())}
     probe = next(n for n in itertools.count(2) if n not in sizes)
 
     def resized(x):
@@ -80,7 +80,7 @@ def batched_args(f: Callable, z0: PyTree, args: tuple, axis: int) -> list[bool]:
         return jax.ShapeDtypeStruct(shape, x.dtype)
 
     def could_be(x):
-        return -x.ndim <= axis < x.ndim and x.shape[axis] == size
+        return isinstance(x, jax.Array) and -x.ndim <= axis < x.ndim and x.shape[axis] == size
 
     z = jax.tree.map(resized, z0)
     want = [(x.shape, x.dtype) for x in jax.tree.leaves(z)]

@@ -21,7 +21,7 @@ from ._measure import Measure, Tolerances, power_of_two, unit_of
 from ._root import BALANCED, MEASURED, Root, measured
 from ._solution import Stats, Status
 from ._state import dot, largest, norm, select, times
-from .solvers.base import Cell, Point, Solver
+from .solvers.base import Cell, Point, Solver, Step
 
 PyTree = Any
 
@@ -350,6 +350,7 @@ def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
     # Samples that have ended wait at what is returned of them: those that f couples with see that.
     f = replace(f, frozen=(c.best.z if freeze else c.point.z, active), measure=c.measure)
     step = solver.step(f, c.point, c.solver_state, rules.age + c.k, active if freeze else None)
+    _check_step(solver, step, c)
     residual, f_norm = step.point.norms
 
     # Of both: every residual is small beside a length that has overflowed.
@@ -400,6 +401,18 @@ def _advance(f: Cell, c: _Carry, solver: Solver, rules: _Rules) -> _Carry:
         f_evals=c.f_evals + jnp.where(active, step.f_evals, 0).astype(jnp.int32),
         trace=trace,
     )
+
+
+def _check_step(solver: Solver, step: Any, c: _Carry) -> None:
+    """One sentence for a solver of somebody's own that breaks its contract."""
+    name = f"{type(solver).__name__}.step"
+    if not isinstance(step, Step) or not isinstance(step.point, Point):
+        raise TypeError(f"{name} must return Step(point, state), with a point from f.at or f.moved")
+    given = (("the point", c.point.z, step.point.z), ("its state", c.solver_state, step.state))
+    for what, old, new in given:
+        want, got = (jax.tree.map(lambda x: jax.typeof(x).str_short(), t) for t in (old, new))
+        if want != got:
+            raise TypeError(f"{name} must leave {what} in the form that it got, {want}, not {got}")
 
 
 def _finish(c: _Carry, rules: _Rules) -> Result:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ._closure import (
+    Hoisted,
     hoist,
     is_differentiable,
     laid_out_like,
@@ -26,8 +27,11 @@ from ._closure import (
 from ._compaction import Restriction, take
 from ._driver import Result, Resume, Stage, run
 from ._failure import Watch
+from ._program import concrete, program, still
 from ._root import Root, balanced
 from ._solution import Stats
+from ._state import from_front, to_front
+from ._switches import with_own_arithmetic
 from .adjoints.base import Adjoint, Ending
 from .solvers.base import Solver, added
 
@@ -35,7 +39,7 @@ PyTree = Any
 
 
 def equilibrium(
-    f: Callable,
+    f: Callable | Hoisted,
     z0: PyTree,
     solver: Solver,
     adjoint: Adjoint,
@@ -49,28 +53,34 @@ def equilibrium(
     restriction: Restriction | None = None,
     root: bool = False,
     yardstick: PyTree = None,
+    axis: int | None = 0,
 ) -> Result:
     """Solve z = f(z) with the batch on axis 0, differentiable in everything f closes over.
 
     Args:
+        f: traced already, where `is_plain`.
         watch: what is done if this solve fails, or one that differentiating it takes.
         restriction: f on a part of the batch, for solvers that leave finished samples behind.
         root: f is g, and g(z) = 0 is solved.
         yardstick: v of a linear equation, see `run`.
+        axis: where the batch is in the z that is returned, as `from_front` takes it.
     """
+    marked = lambda z, stats: from_front(watch.mark(z, stats, solver), axis)
     if not adjoint.differentiates_loop:
         # Before the cast below, whose transpose would be a sum over devices of zeros.
-        z0 = lax.stop_gradient(z0)
-    pure, inputs, out, collectives = hoist(f, z0)
-    # A loop's carry has one type. Inside `shard_map`, what steps a solve takes depends on all
-    # leaves: they vary together.
-    typed = vary_with(laid_out_like(z0, out), (z0, out))
-    if spread_otherwise(z0, typed) or spread_otherwise(out, typed):
-        z0, given = typed, f
-        pure, inputs, _, collectives = hoist(lambda z: laid_out_like(vary_with(given(z), z), z), z0)
-    still = lax.stop_gradient(inputs)
-    slope = balanced(lambda z: pure(z, still), z0, solver.learns_slopes) if root else None
-    options: dict[str, Any] = dict(batched=batched, trace=trace, collectives=collectives)
+        z0 = still(z0)
+    if isinstance(f, Hoisted):
+        pure, inputs, _, collectives = f
+    else:
+        z0, (pure, inputs, _, collectives) = _typed(f, z0)
+    slope = (
+        _slope(pure.values, lax.stop_gradient(inputs), z0, learns=solver.learns_slopes)
+        if root
+        else None
+    )
+    rules: dict[str, Any] = dict(
+        solver=solver, batched=batched, trace=trace, collectives=collectives
+    )
 
     batch = jax.tree.leaves(z0)[0].shape[0]
     sizes = solver.batch_sizes(batch) if restriction else ()
@@ -83,72 +93,131 @@ def equilibrium(
         return [Stage(n, partial(parts[n][0], inputs=part_inputs[n])) for n in sizes]
 
     if adjoint.differentiates_loop:
-        options |= dict(resume=resume, loop=adjoint.loop, root=lax.stop_gradient(slope))
-        result = watch.hear(run(lambda z: pure(z, inputs), z0, solver, **options), solver)
-        return _detach(result, watch, solver)
+        given = (inputs, z0, resume, lax.stop_gradient(slope), None)
+        result = watch.hear(_run(pure, *given, **rules, adjoint=adjoint), solver)
+        # Gradients flow through z alone.
+        stats, state = lax.stop_gradient((result.stats, result.state))
+        return Result(marked(result.z, stats), stats, state)
 
-    theta = [x for x in inputs if is_differentiable(x)]
-    other = [x for x in inputs if not is_differentiable(x)]
-    is_theta = [is_differentiable(x) for x in inputs]
+    # z* is solved for outside of any derivative; a rule for derivatives is then attached to it.
+    values = pure if solver.differentiates else pure.values
+    resume, slope = still((resume, slope))
+    given = (values, still(inputs), z0, resume, slope, yardstick)
+    if sizes:
+        result = _run.inline(*given, **rules, stages=stages(sizes, part_inputs))
+    else:
+        result = _run(*given, **rules)
+    watch.hear(result, solver)
 
-    def value(z, theta, other):
-        a, b = iter(theta), iter(other)
-        return pure(z, [next(a) if t else next(b) for t in is_theta])
-
-    def cell(z, theta, other, root):
-        """f(z), of a root z + slope·g(z): what adjoints differentiate."""
-        fz = value(z, theta, other)
-        return fz if root is None else added(z, fz, root.slope)
-
+    if concrete((inputs, probe)):
+        return result._replace(z=marked(result.z, result.stats))
+    is_theta = tuple(is_differentiable(x) for x in inputs)
+    theta = [x for x, t in zip(inputs, is_theta, strict=True) if t]
+    other = [x for x, t in zip(inputs, is_theta, strict=True) if not t]
     if forward_mode:
-        options |= dict(resume=lax.stop_gradient(resume), root=lax.stop_gradient(slope))
-        result = _both_modes(value, cell, theta, other, z0, solver, adjoint, watch, options)
-        return _detach(result, watch, solver)
+        cell = partial(_cell, pure, is_theta)
+        z = _both_modes(cell, theta, other, result.z, adjoint, watch, slope, rules)
+        return result._replace(z=marked(z, result.stats))
 
     @jax.custom_vjp
-    def solve(theta, other, z0, resume, probe, part_inputs, root, yardstick):
-        del probe
-        final: dict[str, Any] = dict(resume=resume, root=root, yardstick=yardstick)
-        final |= options | {"stages": stages(sizes, part_inputs)}
-        return watch.hear(run(lambda z: value(z, theta, other), z0, solver, **final), solver)
+    def attached(theta, other, end, probe, part_inputs, root):
+        return from_front(end.z, axis)
 
-    def forward(*args):
-        # `solve` and not `run`: a second derivative differentiates this line.
-        result = solve(*args)
-        theta, other, _, resume, probe, part_inputs, root, _ = args
-        end = Ending(result.z, converged=result.stats.converged)
-        if adjoint.keeps_state:
-            before = 0 if resume is None else resume.age
-            state = result.state
-            end = Ending(
-                *(result.z, state.solver_state, before + result.stats.steps, state.best_step)
+    def forward(theta, other, end, probe, part_inputs, root):
+        # Not the bare z: a second derivative differentiates this line.
+        z = attached(theta, other, end, probe, part_inputs, root)
+        end = end._replace(z=to_front(z, axis))
+        return z, (theta, other, end, probe, part_inputs, root)
+
+    @with_own_arithmetic
+    def backward(saved, v):
+        theta, other, end, probe, part_inputs, root = saved
+        v = to_front(v, axis)
+        arrays = (end, theta, other, v, root)
+        options = dict(is_theta=is_theta, adjoint=adjoint, batched=batched, watch=watch.quiet())
+        if not every and concrete(arrays) and _pull_back.is_compiled(pure, options):
+            theta_bar, stats, solved = _pull_back(pure, *arrays, **options)
+            for each in solved:
+                watch.of("adjoint solve").hear(Result(end.z, each, None), solver)  # type: ignore[arg-type]
+        else:
+            options |= dict(
+                watch=watch, parts=_transposed(stages(every, part_inputs), end.z, v, root)
             )
-        return result, (end, theta, other, probe, part_inputs, root)
-
-    def backward(saved, cotangents):
-        end, theta, other, probe, part_inputs, root = saved
-        v = cotangents.z
-        transposed = _transposed(stages(every, part_inputs), end.z, v, root)
-
-        def solve_adjoint(f, u0, solver):
-            result = equilibrium(
-                *(f, u0, solver, adjoint, watch.of("adjoint solve")),
-                batched=batched,
-                restriction=transposed,
-                yardstick=lax.stop_gradient(v),
-            )
-            return result.z, result.stats
-
-        theta_bar, stats = adjoint.pull_back(
-            lambda z, theta: cell(z, theta, other, root), theta, end, v, solve_adjoint
-        )
+            theta_bar, stats, _ = _pull_back.inline(pure, *arrays, **options)
         if adjoint.can_fail:
             watch.of("way back of the adjoint").hear(Result(end.z, stats, None), solver)  # type: ignore[arg-type]
-        return theta_bar, None, None, None, _report(stats, probe), None, None, None
+        return theta_bar, None, None, _report(stats, probe), None, None
 
-    solve.defvjp(forward, backward)
-    result = solve(theta, other, z0, resume, probe, part_inputs, slope, yardstick)
-    return _detach(result, watch, solver)
+    attached.defvjp(forward, backward)
+    end = Ending(result.z, converged=result.stats.converged)
+    if adjoint.keeps_state:
+        before = 0 if resume is None else resume.age
+        state = result.state
+        end = Ending(result.z, state.solver_state, before + result.stats.steps, state.best_step)
+    z = attached(theta, other, end, probe, part_inputs, slope)
+    return result._replace(z=watch.mark(z, result.stats, solver, axis))
+
+
+def _typed(f: Callable, z0: PyTree) -> tuple[PyTree, Hoisted]:
+    """z0 and f, traced, of one type: a loop's carry has one.
+
+    Inside `shard_map`, what steps a solve takes depends on all leaves: they vary together.
+    """
+    traced = hoist(f, z0)
+    typed = vary_with(laid_out_like(z0, traced.out), (z0, traced.out))
+    if not (spread_otherwise(z0, typed) or spread_otherwise(traced.out, typed)):
+        return z0, traced
+    return typed, hoist(lambda z: laid_out_like(vary_with(f(z), z), z), typed)
+
+
+# ------------------------------------------------------------------------------- its programs
+
+
+@program("learns")
+def _slope(pure, inputs, z0, *, learns) -> Root:
+    """How a root is seen from z0."""
+    return balanced(lambda z: pure(z, inputs), z0, learns)
+
+
+@program("solver", "batched", "trace", "collectives", "adjoint")
+def _run(pure, inputs, z0, resume, root, yardstick, *, adjoint=None, **rules) -> Result:
+    """The solve itself. adjoint: one that differentiates its loop."""
+    loop = None if adjoint is None else adjoint.loop
+    f = lambda z: pure(z, inputs)
+    return run(f, z0, loop=loop, resume=resume, root=root, yardstick=yardstick, **rules)
+
+
+@program("is_theta", "adjoint", "batched", "watch")
+def _pull_back(
+    pure, end, theta, other, v, root, *, is_theta, adjoint, batched, watch, parts=None
+) -> tuple[list, Stats, list[Stats]]:
+    """θ̄, what the adjoint reports, and what its solves do."""
+    solved = []
+
+    def solve(f, u0, solver):
+        result = equilibrium(
+            *(f, u0, solver, adjoint, watch.of("adjoint solve")),
+            batched=batched,
+            restriction=parts,
+            yardstick=still(v),
+        )
+        solved.append(result.stats)
+        return result.z, result.stats
+
+    cell = lambda z, theta: _cell(pure, is_theta, z, theta, other, root)
+    theta_bar, stats = adjoint.pull_back(cell, theta, end, v, solve)
+    return theta_bar, stats, solved
+
+
+def _merged(is_theta, theta: list, other: list) -> list:
+    a, b = iter(theta), iter(other)
+    return [next(a) if t else next(b) for t in is_theta]
+
+
+def _cell(pure, is_theta, z, theta, other, root: Root | None):
+    """f(z), of a root z + slope·g(z): what adjoints differentiate."""
+    fz = pure(z, _merged(is_theta, theta, other))
+    return fz if root is None else added(z, fz, root.slope)
 
 
 def _transposed(stages: list[Stage], z: PyTree, v: PyTree, root: Root | None) -> Restriction | None:
@@ -169,23 +238,20 @@ def _transposed(stages: list[Stage], z: PyTree, v: PyTree, root: Root | None) ->
     return Restriction(prepare, apply) if stages else None
 
 
-def _both_modes(value, cell, theta, other, z0, solver, adjoint, watch, options) -> Result:
-    """The same with a rule that goes forward, ż = (I − J)⁻¹ ∂f/∂θ θ̇, and whose transpose is exact.
+def _both_modes(cell, theta, other, z, adjoint, watch, root, rules) -> PyTree:
+    """The solution z with a rule that goes forward, ż = (I − J)⁻¹ ∂f/∂θ θ̇, and whose transpose is
+    exact.
 
-    z* is solved for outside of any derivative; an identity then carries the rule. The linear solve
-    is a fixed-point solve like any other, ż = J ż + b; transposed, it is the
+    The linear solve is a fixed-point solve like any other, ż = J ż + b; transposed, it is the
     implicit adjoint's.
     """
-
-    still = lax.stop_gradient(theta)
-    result = watch.hear(run(lambda z: value(z, still, other), z0, solver, **options), solver)
-    root = options["root"]
 
     @jax.custom_jvp
     def solution(theta, other, z):
         return z
 
     @solution.defjvp
+    @with_own_arithmetic
     def tangent(primals, tangents):
         (theta, other, _), (theta_dot, *_) = primals, tangents
         # Not the bare z: a second derivative differentiates this line.
@@ -197,8 +263,8 @@ def _both_modes(value, cell, theta, other, z0, solver, adjoint, watch, options) 
             def f(u):
                 return jax.tree.map(lambda u, au, b: u - au + b, u, matvec(u), b)
 
-            rules = {k: options[k] for k in ("batched", "collectives")}
-            result = run(f, b, adjoint.solver, **rules, yardstick=b)
+            same = {k: rules[k] for k in ("batched", "collectives")}
+            result = run(f, b, adjoint.solver, **same, yardstick=b)
             watch.hear(result, adjoint.solver)
             return watch.mark(result.z, result.stats, adjoint.solver)
 
@@ -210,13 +276,7 @@ def _both_modes(value, cell, theta, other, z0, solver, adjoint, watch, options) 
         )
         return z, lax.custom_linear_solve(matvec, b, forward, transpose_solve=transposed)
 
-    return result._replace(z=solution(theta, other, lax.stop_gradient(result.z)))
-
-
-def _detach(result: Result, watch: Watch, solver: Solver) -> Result:
-    """Gradients flow through z alone."""
-    stats, state = lax.stop_gradient((result.stats, result.state))
-    return Result(watch.mark(result.z, stats, solver), stats, state)
+    return solution(theta, other, z)
 
 
 def _report(stats: Stats, probe: Stats | None) -> Stats | None:

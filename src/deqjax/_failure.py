@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 
 from ._driver import Result
 from ._errors import suggest
+from ._program import concrete, staged, still
 from ._solution import SolveError, Stats, Status
-from ._state import per_sample
+from ._state import from_front, per_sample, to_front
 from .solvers import Solver
 
 PyTree = Any
@@ -117,10 +117,14 @@ class Watch:
         """That of another kind of solve."""
         return replace(self, what=what)
 
+    def quiet(self) -> Watch:
+        """For a program whose reports are heard outside of it: it only marks failures."""
+        return Watch("nan" if self.policy == "nan" else "ignore")
+
     def settled(self, what: str) -> Watch:
         """The same for a solve that JAX stages in any case: whether the program that holds it is
         run at once shows only here, outside."""
-        policy = self.policy or ("ignore" if _is_staged() else "warn")
+        policy = self.policy or ("ignore" if staged() else "warn")
         return replace(self, what=what, policy=policy)
 
     def hear(self, result: Result, solver: Solver) -> Result:
@@ -128,26 +132,30 @@ class Watch:
         if self.policy in ("nan", "ignore") or self._only_evaluates(solver):
             return result
         stats = result.stats
-        ending = lax.stop_gradient((stats.status, stats.rel_residual, stats.steps))
-        if not any(isinstance(x, Tracer) for x in ending):
-            ending = [_here(x) for x in ending]
-            self._judge(*_worst(np, *ending), samples=ending[0].size)
-        elif self.policy is not None or not _is_staged():
+        ending = still((stats.status, stats.rel_residual, stats.steps))
+        if concrete(ending):
+            status = _here(ending[0])
+            if _failed(status).any():
+                ending = [status, *map(_here, ending[1:])]
+                self._judge(*_worst(np, *ending), samples=status.size)
+        elif self.policy is not None or not staged():
             # Four numbers: of a batch over several devices the rest need not be gathered.
             jax.debug.callback(
                 partial(self._judge, samples=stats.status.size), *_worst(jnp, *ending)
             )
         return result
 
-    def mark(self, z: PyTree, stats: Stats, solver: Solver) -> PyTree:
-        """z; with the policy "nan", NaN in each sample that failed.
+    def mark(self, z: PyTree, stats: Stats, solver: Solver, axis: int | None = 0) -> PyTree:
+        """z, whose batch is on `axis` (`to_front`); with the policy "nan", NaN in each sample that
+        failed.
 
         A product, and not a choice, so that what is differentiated through a NaN is NaN as well.
         """
         if self.policy != "nan" or self._only_evaluates(solver):
             return z
         mark = lax.stop_gradient(jnp.where(_failed(stats.status), jnp.nan, 1.0))
-        return jax.tree.map(lambda x: x * per_sample(mark.astype(x.dtype), x), z)
+        marked = lambda x: x * per_sample(mark.astype(x.dtype), x)
+        return from_front(jax.tree.map(marked, to_front(z, axis)), axis)
 
     def _only_evaluates(self, solver: Solver) -> bool:
         """Zero steps were asked for, to see where z is: no failure."""
@@ -187,14 +195,6 @@ def _worst(xp, status, rel_residual, steps) -> list:
     failed = _failed(status)
     worst = [xp.max(xp.where(failed, x, 0), initial=0) for x in (status, rel_residual, steps)]
     return [xp.sum(failed), *worst]
-
-
-def _is_staged() -> bool:
-    """Whether JAX records operations now, as under `jit`, instead of running them.
-
-    Under an eager `grad` or `vmap` an operation on constants is run.
-    """
-    return isinstance(jnp.zeros((), bool), Tracer)
 
 
 def _here(x) -> np.ndarray:

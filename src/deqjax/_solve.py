@@ -9,15 +9,25 @@ from typing import Any, Unpack
 import jax
 import jax.numpy as jnp
 
-from ._arguments import as_array, batch_size, check_cell, checked_state
+from ._arguments import (
+    as_arguments,
+    batch_size,
+    check_cell,
+    checked_axis,
+    checked_state,
+    traced_cell,
+)
+from ._closure import fronted, hoist, is_plain
 from ._compaction import Restriction, batched_args, take
 from ._driver import Resume
 from ._equilibrium import equilibrium
 from ._failure import Watch
 from ._options import DEFAULTS, Options, choose
+from ._program import at_once
 from ._scale import by, checked_scale, over, scaled
 from ._solution import Solution, Stats
 from ._state import from_front, is_sharded, to_front
+from ._switches import own_arithmetic
 from .adjoints import Adjoint, Implicit, Unrolled
 from .solvers import Solver
 
@@ -38,51 +48,58 @@ def solve(
     options: those of `fixed_point`. watch: what is done about a failure; None is what they say.
     """
     o = DEFAULTS | options
-    batch_axis, scale, probe = o["batch_axis"], o["scale"], o["adjoint_probe"]
+    batch_axis, scale, probe = checked_axis(o["batch_axis"]), o["scale"], o["adjoint_probe"]
     forward, gradient = choose(
         **{k: o[k] for k in ("solver", "adjoint", "adjoint_solver", "rtol", "atol", "max_steps")}
     )
     z0 = _first_guess(forward, checked_state(z0))
     batch = batch_size(z0, batch_axis)
-    args = jax.tree.map(as_array, args)
-    check_cell(f, z0, args)
-    _check_probe(probe, batch, gradient)
-    if o["forward_mode"]:
-        _check_forward_mode(gradient, probe)
-    if scale is not None:
-        scale = checked_scale(scale, z0)
-        f, z0, args = scaled(f, scale), over(z0, scale), (scale, *args)
+    args = as_arguments(args)
+    traced = traced_cell(f, z0, args)
+    check_cell(traced.out, z0)
+    with own_arithmetic(with_nans=bool(o["trace"])):
+        _check_probe(probe, batch, gradient)
+        if o["forward_mode"]:
+            _check_forward_mode(gradient, probe)
+        if scale is not None:
+            scale = checked_scale(scale, z0)
+            f, z0, args = scaled(f, scale), over(z0, scale), (scale, *args)
+            traced = hoist(lambda z: f(z, *args), z0)
 
-    def inner(z):
-        return to_front(f(from_front(z, batch_axis), *args), batch_axis)
+        def inner(z):
+            return to_front(f(from_front(z, batch_axis), *args), batch_axis)
 
-    restriction = None
-    if forward.leaves_samples_behind or gradient.leaves_samples_behind:
-        _check_compaction(batch_axis, o["forward_mode"], gradient)
-        assert batch_axis is not None
-        restriction = _restriction(f, z0, args, batch_axis)
+        restriction = None
+        if forward.leaves_samples_behind or gradient.leaves_samples_behind:
+            _check_compaction(batch_axis, o["forward_mode"], gradient)
+            assert batch_axis is not None
+            restriction = _restriction(f, z0, args, batch_axis)
 
-    result = equilibrium(
-        inner,
-        to_front(z0, batch_axis),
-        forward,
-        gradient,
-        watch or Watch.of_call(o["on_failure"]),
-        batched=batch_axis is not None,
-        forward_mode=bool(o["forward_mode"]),
-        trace=bool(o["trace"]),
-        resume=_checked_resume(o["resume"]),
-        probe=probe,
-        restriction=restriction,
-        root=root,
-    )
-    z = from_front(result.z, batch_axis)
-    stats = result.stats if batch_axis is not None else _squeeze(result.stats)
-    return Solution(z=z if scale is None else by(z, scale), stats=stats, state=result.state)
+        result = equilibrium(
+            fronted(traced, batch_axis) if is_plain(z0, traced.out) else inner,
+            to_front(z0, batch_axis),
+            forward,
+            gradient,
+            watch or Watch.of_call(o["on_failure"]),
+            batched=batch_axis is not None,
+            forward_mode=bool(o["forward_mode"]),
+            trace=bool(o["trace"]),
+            resume=_checked_resume(o["resume"]),
+            probe=probe,
+            restriction=restriction,
+            root=root,
+            axis=batch_axis,
+        )
+        z = result.z
+        stats = result.stats if batch_axis is not None else _squeeze(result.stats)
+        return Solution(z=z if scale is None else by(z, scale), stats=stats, state=result.state)
 
 
 def _first_guess(solver: Solver, z0: PyTree) -> PyTree:
-    guess = checked_state(solver.first_guess(z0))
+    guess = solver.first_guess(z0)
+    if guess is z0:
+        return z0
+    guess = checked_state(guess)
     want, got = (jax.tree.map(jax.typeof, z) for z in (z0, guess))
     if jax.tree.structure(want) != jax.tree.structure(got):
         raise TypeError(
@@ -161,6 +178,7 @@ def _checked_resume(resume: Any) -> Resume | None:
     return resume
 
 
+@at_once
 def _squeeze(stats: Stats) -> Stats:
     """Drop the batch axis of length one, which is last in the trace and first elsewhere."""
     leaves = None if stats.leaves is None else stats.leaves[0]

@@ -51,14 +51,14 @@ def per_sample(c: jax.Array, x: jax.Array) -> jax.Array:
 def to_front(z: PyTree, axis: int | None) -> PyTree:
     """User layout to inner layout: the batch axis first, or a new axis of length one."""
     if axis is None:
-        return jax.tree.map(lambda x: x[None], z)
+        return jax.tree.map(lambda x: lax.expand_dims(x, (0,)), z)
     return z if axis == 0 else jax.tree.map(lambda x: jnp.moveaxis(x, axis, 0), z)
 
 
 def from_front(z: PyTree, axis: int | None) -> PyTree:
     """The inverse of `to_front`."""
     if axis is None:
-        return jax.tree.map(lambda x: x[0], z)
+        return jax.tree.map(lambda x: lax.squeeze(x, (0,)), z)
     return z if axis == 0 else jax.tree.map(lambda x: jnp.moveaxis(x, 0, axis), z)
 
 

@@ -482,7 +482,7 @@ def named_sharding():
     # The history is laid out like the state, not gathered.
     sol = jax.jit(lambda t, x: solve(t, x))(put(theta, P(), one), put(x, P("data"), one))
     assert sol.z.sharding.spec[0] == "data"
-    for leaf in jax.tree.leaves(sol.state.solver_state.d_r):
+    for leaf in jax.tree.leaves(sol.state.solver_state.w):
         assert leaf.addressable_shards[0].data.shape[0] == BATCH // DEVICES
 
 

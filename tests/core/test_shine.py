@@ -47,7 +47,7 @@ def test_it_is_the_transposed_inverse_of_the_textbook_matrix(memory):
     options = dict(solver=solver, rtol=1e-10)
     sol = deqjax.fixed_point(tanh_cell, jnp.zeros(8), theta, x, **options)
     state, steps = sol.state.solver_state, int(sol.stats.steps)
-    d_z, d_f = (np.asarray(h.values)[0] for h in (state.d_z, state.d_f))
+    d_z, d_f = (np.asarray(h.values)[0] for h in (state.w, state.y))
     b = -np.eye(8)
     for j in (np.arange(memory) + steps) % memory:
         s, y = d_z[j], d_f[j] - d_z[j]

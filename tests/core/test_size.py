@@ -136,14 +136,14 @@ def test_a_pair_whose_length_overflows_is_not_kept():
     state = solver.init(point, 10)
     # A history and coefficients that make the first sample's next step 1e20 long.
     before = state._replace(
-        d_f=state.d_f.push(jnp.ones_like(z), jnp.int32(0), None),
+        y=state.y.push(jnp.ones_like(z), jnp.int32(0), None),
         gamma=state.gamma.at[0, 0].set(1e20),
     )
     after = solver.step(f, point, before, jnp.int32(1), None).state
-    np.testing.assert_array_equal(after.d_z.values[0], before.d_z.values[0])
-    np.testing.assert_array_equal(after.d_f.values[0], before.d_f.values[0])
+    np.testing.assert_array_equal(after.w.values[0], before.w.values[0])
+    np.testing.assert_array_equal(after.y.values[0], before.y.values[0])
     np.testing.assert_array_equal(after.system[0], before.system[0])
-    assert np.all(after.d_z.values[1, 1] == 1) and after.system[1, 1, -1] == 4
+    assert np.all(after.w.values[1, 1] == 1) and after.system[1, 1, -1] == 4
 
 
 @dataclass(frozen=True, kw_only=True)

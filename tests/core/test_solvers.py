@@ -192,8 +192,8 @@ def anderson_gamma(d_r, r):
     state = solver.init(point, 100)
     gram = d_r.T @ d_r
     state = state._replace(
-        d_r=type(state.d_r)(jnp.asarray(d_r.T)[None]),
-        d_y=type(state.d_y)(jnp.eye(m, n)[None]),
+        w=type(state.w)(jnp.asarray(d_r.T)[None]),
+        y=type(state.y)(jnp.eye(m, n)[None]),
         system=jnp.asarray(np.column_stack([gram, np.zeros(m), np.diag(gram)]))[None],
     )
     state = solver.resume(state, point, jnp.int32(m))
@@ -310,7 +310,7 @@ def test_broyden_secant_condition_of_the_newest_pair(steps):
     )
     newest = (steps - 1) % memory
     state = sol.state.solver_state
-    d_z, d_f = (np.asarray(h.values)[0].T for h in (state.d_z, state.d_f))
+    d_z, d_f = (np.asarray(h.values)[0].T for h in (state.w, state.y))
     assert d_z.shape == (n, memory)
     kernel, squares = state.system[0, :, :memory], state.system[0, :, -1]
     inverse = -np.eye(n) + d_f @ np.linalg.solve(np.asarray(kernel), d_z.T)

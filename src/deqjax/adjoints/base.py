@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 from jax import lax
 
+from .._configured import Configured
 from .._solution import Stats
 from ..solvers.base import Solver
 
@@ -34,7 +35,7 @@ class Ending(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adjoint:
+class Adjoint(Configured):
     """Base of all adjoints. A new one is one file: a frozen keyword dataclass with `cotangent`.
 
     At z* = f(z*, θ) the implicit function theorem gives, for an upstream cotangent v,
@@ -58,10 +59,6 @@ class Adjoint:
     keeps_state: ClassVar[bool] = False
     differentiates_loop: ClassVar[bool] = False
     can_fail: ClassVar[bool] = False
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        jax.tree_util.register_static(cls)
 
     def resolve(self, forward: Solver, adjoint_solver: Solver | None) -> Adjoint:
         """This adjoint with everything that it takes over from the call filled in."""
@@ -98,7 +95,12 @@ class Adjoint:
             solve: as in `cotangent`.
         """
         _, pull = jax.vjp(lambda z: cell(z, theta), end.z)
-        u, stats = self.cotangent(lambda u: pull(u)[0], v, solve, end)
+        given: Any = self.cotangent(lambda u: pull(u)[0], v, solve, end)
+        form = lambda tree: (jax.tree.structure(tree), [x.shape for x in jax.tree.leaves(tree)])
+        if not isinstance(given, tuple) or len(given) != 2 or form(given[0]) != form(v):
+            name = f"{type(self).__name__}.cotangent"
+            raise TypeError(f"{name} must return (u, stats), with a u of the form of v")
+        u, stats = given
         _, pull_theta = jax.vjp(lambda theta: cell(end.z, theta), theta)
         return pull_theta(u)[0], stats
 

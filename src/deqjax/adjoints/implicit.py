@@ -54,6 +54,7 @@ class Implicit(Adjoint):
     exact = True
 
     def __post_init__(self):
+        super().__post_init__()
         if self.solver is not None:
             object.__setattr__(self, "solver", as_solver(self.solver, "Implicit(solver)"))
         check_tolerance("max_gain", self.max_gain)

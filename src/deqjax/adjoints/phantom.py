@@ -35,6 +35,7 @@ class Phantom(Adjoint):
     name = "phantom"
 
     def __post_init__(self):
+        super().__post_init__()
         check_integer("steps", self.steps, least=1)
         check_fraction("damping", self.damping)
 
@@ -72,6 +73,7 @@ class JFB(Phantom):
     name = "jfb"
 
     def __post_init__(self):
+        super().__post_init__()
         if self.steps != 1 or self.damping != 1.0:
             raise ValueError("JFB() takes no options: for more steps use Phantom(steps=...)")
 

@@ -65,6 +65,7 @@ class Reversible(Adjoint):
     can_fail = True
 
     def __post_init__(self):
+        super().__post_init__()
         check_fraction("damping", self.damping)
         if self.damping == 1:
             raise ValueError("damping must be in (0, 1): with 1 a step cannot be undone")
@@ -153,6 +154,7 @@ class Coupled(Solver):
     damping: float = 0.5
 
     name = "reversible"
+    differentiates = False
 
     @property
     def learns_slopes(self):

@@ -39,6 +39,7 @@ class Shine(Adjoint):
     keeps_state = True
 
     def __post_init__(self):
+        super().__post_init__()
         check_integer("refine", self.refine, least=0)
 
     def resolve(self, forward, adjoint_solver):

@@ -39,6 +39,7 @@ class Unrolled(Adjoint):
     differentiates_loop = True
 
     def __post_init__(self):
+        super().__post_init__()
         if self.checkpoint not in _MODES:
             raise ValueError(
                 f"checkpoint must be one of {', '.join(map(repr, _MODES))}; got {self.checkpoint!r}"

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from .._small import joined, solve_small
-from .._state import History, dot, norm, per_sample, zero_scalars
+from .._state import History, dot, finite, norm, per_sample, zero_scalars
 from .base import Cell, eps
 
 PyTree = Any
@@ -92,7 +92,8 @@ def gmres(
         return _Arnoldi(
             j=j + 1,
             v=_scale(inverse, w),
-            basis=c.basis.push(c.v, j, run),
+            # After all reads of the basis, so that it is written in place: see `History`.
+            basis=c.basis.push(c.v, j, finite(run, length)),
             rotations=jnp.where(keep, rotations, c.rotations),
             triangle=jnp.where(keep, c.triangle.at[:, :, j].set(column), c.triangle),
             residual=residual,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._closure import loop_carry
+from .._configured import Configured
 from .._errors import check_integer, check_tolerance
 from .._measure import Measure, Tolerances
 from .._state import (
@@ -226,7 +227,7 @@ def added(z: PyTree, value: PyTree, slope: jax.Array) -> PyTree:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Solver:
+class Solver(Configured):
     """Base of all solvers. A new one is one file: a frozen dataclass with `init` and `step`.
 
     The driver owns the loop, the stop test, the best iterate and the freezing of finished samples;
@@ -247,13 +248,11 @@ class Solver:
     max_steps: int | None = None
 
     name: ClassVar[str] = "solver"
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        # Options are static: they select code, they are never traced.
-        jax.tree_util.register_static(cls)
+    # Whether a step takes derivatives of f (`Cell.linearised`), as far as is known.
+    differentiates: ClassVar[bool] = True
 
     def __post_init__(self):
+        super().__post_init__()
         check_tolerance("rtol", self.rtol)
         check_tolerance("atol", self.atol)
         check_integer("max_steps", self.max_steps, least=0, optional=True)
@@ -334,10 +333,6 @@ class Solver:
     def with_options(self, **options) -> Solver:
         """A copy in which every option given that is not None replaces the solver's own."""
         return replace(self, **{k: v for k, v in options.items() if v is not None})
-
-    @classmethod
-    def options(cls) -> tuple[str, ...]:
-        return tuple(f.name for f in fields(cls))
 
 
 def _default_rtol(dtype) -> float:

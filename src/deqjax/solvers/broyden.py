@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from .._errors import check_dtype, check_integer
-from .._small import joined, put, replace_pair, solve_small
-from .._state import History, dot, finite, subtract, zero_scalars
+from .._small import joined, solve_small
+from .._state import subtract
 from ._line_search import backtrack
+from ._pairs import Pairs
 from .base import Solver, Step, eps
 
 # How much ‖g‖ may grow in a step of the line search.
 GROWTH = 2.0
 
 
-class BroydenState(NamedTuple):
-    """The last m differences ΔZ of iterates and ΔF of their values; the system of `_small`,
-    [K | ΔZᵀg | ‖sᵢ‖²], and K⁻¹ΔZᵀg for the next step."""
-
-    d_z: History
-    d_f: History
-    system: jax.Array
-    gamma: jax.Array
+class BroydenState(Pairs):
+    """W = ΔZ, differences of iterates; Y = ΔF, those of their values. The system is K."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +53,7 @@ class Broyden(Solver):
     history_dtype: Any = None
 
     name = "broyden"
+    differentiates = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -69,69 +65,34 @@ class Broyden(Solver):
         return self.line_search
 
     def init(self, point, max_steps):
-        m = self.memory
-        zeros = History.zeros(point.z, m, self.history_dtype, after=point.residual)
-        return BroydenState(
-            d_z=zeros,
-            d_f=zeros,
-            system=zero_scalars(point.z, m, m + 2),
-            gamma=zero_scalars(point.z, m),
-        )
+        return BroydenState.none(point, self.memory, self.history_dtype)
 
     def resume(self, state, point, k):
-        d_z_g = state.d_z.dots(point.residual)
-        state = state._replace(system=state.system.at[..., -2].set(d_z_g))
-        return self._prepared(state, k, eps(point.z))
+        return self._solved(state.beside(point.residual), k, point)
 
     def step(self, f, point, state, k, active):
         """z⁺ = f(z) − ΔF K⁻¹ ΔZᵀ g, then the pair (Δz, Δf)."""
-        slot = k % state.gamma.shape[-1]
         r = point.residual
-        direction = subtract(r, state.d_f.combine(state.gamma))
+        direction = subtract(r, state.correction())
         if self.line_search:
             new, f_evals = backtrack(f, point, direction, active, growth=GROWTH)
             s = f.difference(new.z, point.z)
         else:
             (s, new), f_evals = f.moved(point.z, direction), 1
-        y = subtract(new.residual, r)
-        state, kept = self._learn(state, slot, s, y, new, active)
-        return Step(new.replacing(r, y, kept), self._prepared(state, k + 1, eps(point.z)), f_evals)
 
-    def _learn(self, state, slot, s, y, new, active):
-        """The state with the pair (s, y), which led to the point `new`, in `slot`, and where it was
-        kept.
-
-        Kᵢⱼ = sᵢᵀΔfⱼ − sᵢᵀsⱼ = sᵢᵀyⱼ where sᵢ is not newer than sⱼ, and sᵢᵀΔfⱼ where it is.
-        """
         # All of K comes from the pair as it is before the history rounds it: where J is close to I,
-        # y is the small difference of two large vectors, s and Δf.
-        d_f, g, size = jax.tree.map(jnp.add, s, y), new.residual, new.norms[0]
-        row, column = state.d_f.dots(s), state.d_z.dots(y)
-        # Where storing rounds, ΔZᵀg cannot be carried along: it takes a pass of its own.
-        exact = state.d_z.holds(s)
-        d_z_g = state.system[..., -2] + column if exact else state.d_z.dots(g)
-        square = dot(s, s)
-        kept = finite(active, size, square, after=(row, column, d_z_g))
-        system = replace_pair(
-            state.system,
-            slot,
-            kept,
-            row,
-            column=put(slot, dot(s, y), column),
-            b=put(slot, dot(s, g), d_z_g),
-            square=square,
-        )
-        d_z = state.d_z.push(s, slot, kept)
-        # It waits for no product with y: it is written while they are taken.
-        d_f = state.d_f.push(d_f, slot, finite(active, size, square, after=(row,)))
-        return state._replace(d_z=d_z, d_f=d_f, system=system), kept
+        # y is the small difference of two large vectors, s and Δf. Kᵢⱼ is sᵢᵀΔfⱼ − sᵢᵀsⱼ = sᵢᵀyⱼ
+        # where sᵢ is not newer than sⱼ, and sᵢᵀΔfⱼ where it is.
+        y = subtract(new.residual, r)
+        d_f = jax.tree.map(jnp.add, s, y)
+        row = state.y.dots(s)
+        state, kept = state.learn(k % state.memory, s, d_f, y, new, active, row)
+        return Step(new.replacing(r, y, kept), self._solved(state, k + 1, point), f_evals)
 
-    def _prepared(self, state, k, round_off):
-        """The state with K⁻¹ ΔZᵀ g, by eliminating the pairs from oldest to newest. k: how many
-        steps made it."""
-        oldest = k % state.gamma.shape[-1]
-        gamma = solve_small(state.system, 10 * round_off, 0.0, oldest)
-        return state._replace(gamma=gamma)
+    def _solved(self, pairs, k, point):
+        """γ = K⁻¹ ΔZᵀ g, by eliminating the pairs from oldest to newest. k: how many steps made
+        them."""
+        return pairs.solved(10 * eps(point.z), first=k % pairs.memory)
 
     @staticmethod
     def minus_inverse_transposed(state: BroydenState, steps, w):
@@ -139,11 +100,11 @@ class Broyden(Solver):
         left behind."""
         kernel, squares = state.system[..., :-2], state.system[..., -1]
         memory = squares.shape[-1]
-        b = state.d_f.dots(w)
+        b = state.y.dots(w)
         # Oldest pair first, as in a step; each sample stopped at its own.
         order = (steps[:, None] + jnp.arange(memory)) % memory
         kernel = jax.vmap(lambda k, o: k[o][:, o].T)(kernel, order)
         b, squares = (jnp.take_along_axis(x, order, axis=1) for x in (b, squares))
         gamma = solve_small(joined(kernel, b, squares), 10 * eps(w))
         gamma = jax.vmap(lambda g, o: jnp.zeros_like(g).at[o].set(g))(gamma, order)
-        return subtract(w, state.d_z.combine(gamma))
+        return subtract(w, state.w.combine(gamma))

@@ -52,6 +52,10 @@ class Wrapper(Solver):
         return self.inner.has_inner_loops
 
     @property
+    def differentiates(self):
+        return any(solver.differentiates for solver, _ in self.phases())
+
+    @property
     def learns_slopes(self):
         return all(solver.learns_slopes for solver, _ in self.phases())
 

@@ -27,6 +27,7 @@ class Picard(Solver):
     damping: float = 1.0
 
     name = "picard"
+    differentiates = False
 
     def __post_init__(self):
         super().__post_init__()
