@@ -172,7 +172,7 @@ def _ratio_cells(ratio: Ratio) -> list[str]:
     return cells
 
 
-def straight_lines(rows: Rows) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+def straight_lines(rows: Rows) -> dict[tuple[str, str], tuple[np.ndarray, ...]]:
     """{(model, precision): (training, evaluation)}, each ratio as (slope, at no step), by least
     squares, where two numbers of steps are there: time is a straight line in the steps."""
     points = defaultdict(list)

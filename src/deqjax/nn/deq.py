@@ -166,7 +166,7 @@ class DEQ(nnx.Module):
             )
         else:
             apply = lambda z: f(z, arrays)
-            how = dict(checkpoint=self.checkpoint, scan=self.scan)
+            how: Any = dict(checkpoint=self.checkpoint, scan=self.scan)
             solution = stacked(apply, z0, depth, batch_axis=self.batch_axis, **how)
         if _has_other_state(nnx.state(self.cell)):
             self.cell(*jax.lax.stop_gradient((solution.z, context)))

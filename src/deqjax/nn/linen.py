@@ -128,7 +128,7 @@ class DEQ(nn.Module):
                 adjoint_probe=adjoint_probe,
             )
         else:
-            how = dict(checkpoint=self.checkpoint, scan=self.scan)
+            how: Any = dict(checkpoint=self.checkpoint, scan=self.scan)
             apply = lambda z: f(z, low[1])
             solution = stacked(apply, z0, depth, batch_axis=self.batch_axis, **how)
         if mutable and not self.is_initializing():

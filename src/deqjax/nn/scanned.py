@@ -124,6 +124,7 @@ class ScannedStack(nnx.Module):
     def remember(self, given: TransformerInput, z: Layers, contexts: Any) -> tuple[Memory, ...]:
         """The memory for the next segment: of the states that entered the layers."""
         memories = given.memory or (None,) * self.count
+        assert z.entered is not None  # there is a memory to remember for
         return tuple(
             self.layers.remember(TransformerInput(given.x, memory), z.entered[:, i])
             for i, memory in enumerate(memories)

@@ -150,7 +150,10 @@ class CellStack(nnx.Module):
         return [range(i, min(i + size, n)) for i in range(0, n, size)]
 
 
-class Narrow(nnx.Module):
+_AnyStack: Any = nnx.Module  # what it is mixed into
+
+
+class Narrow(_AnyStack):
     """What makes a stack narrower than the embedding: x P goes in, and z Pᵀ comes out."""
 
     def __init__(
@@ -161,7 +164,7 @@ class Narrow(nnx.Module):
         checkpoint: Any = "none",
         rngs: nnx.Rngs,
     ):
-        super().__init__(cells, checkpoint=checkpoint)  # pyright: ignore[reportCallIssue]
+        super().__init__(cells, checkpoint=checkpoint)
         init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
         self.projection = nnx.Param(init(rngs.params(), (n_in, self.d)))
 
