@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -37,9 +38,10 @@ class Configured:
 def _plain(name: str, value: Any) -> Any:
     """Numbers as Python's, so that the object can be hashed."""
     if isinstance(value, Tracer):
+        kind = "an integer" if jnp.issubdtype(value.dtype, jnp.integer) else "a Python number"
         raise TypeError(
-            f"{name} is a traced value ({value.aval}): options are part of the compiled program, "
-            "so give a Python number"
+            f"{name} must be {kind}, and is a traced value ({value.aval}): options are part of the "
+            "compiled program and cannot be traced"
         )
     if isinstance(value, jax.Array | np.ndarray | np.generic) and np.ndim(value) == 0:
         return value.item()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import deqjax
+from deqjax.solvers.base import Step
 
 HALF = lambda z: 0.5 * z + 1.0
 
@@ -297,3 +298,103 @@ def test_python_scalars_are_states_too():
     sol = deqjax.fixed_point(lambda z: 0.5 * z + 1.0, 0.0, solver="picard", rtol=1e-10)
     assert sol.z.shape == () and sol.z.dtype == jnp.float64
     np.testing.assert_allclose(sol.z, 2.0, rtol=1e-9)
+
+
+# ------------------------------------------------------------------------------- small inputs
+
+
+def test_scalars_of_arrays_are_numbers_among_options():
+    """A solver whose options were NumPy's or JAX's can be hashed, as a static argument must be."""
+    solver = deqjax.Anderson(rtol=jnp.array(1e-4), memory=np.int64(3), mixing=np.float32(0.5))
+    assert (solver.memory, solver.mixing) == (3, 0.5) and type(solver.memory) is int
+    assert abs(solver.rtol - 1e-4) < 1e-9 and isinstance(solver.rtol, float)
+    run = jax.jit(lambda s, z: deqjax.fixed_point(jnp.cos, z, solver=s).z, static_argnums=0)
+    assert jnp.isfinite(run(solver, jnp.zeros(3))).all()
+
+
+def test_a_traced_option_is_refused_with_the_reason():
+    with pytest.raises(TypeError, match="mixing must be a Python number, and is a traced value"):
+        jax.jit(lambda b: deqjax.Anderson(mixing=b).mixing)(0.5)
+
+
+@pytest.mark.parametrize("kind", [deqjax.Anderson, deqjax.adjoints.Phantom])
+def test_a_misspelt_option_of_an_object_names_the_right_one(kind):
+    wrong, right = ("memry", "memory") if kind is deqjax.Anderson else ("stps", "steps")
+    with pytest.raises(TypeError, match=f"no keyword '{wrong}'; did you mean '{right}'"):
+        kind(**{wrong: 3})
+
+
+def test_any_integer_is_an_axis():
+    f = lambda z, x: jnp.cos(z) * x
+    sol = deqjax.fixed_point(f, jnp.zeros((2, 3)), jnp.ones((2, 3)), batch_axis=np.int64(0))
+    assert sol.stats.steps.shape == (2,)
+
+
+def test_what_is_no_array_among_the_arguments():
+    """A function, as the activation in an Equinox module, is passed on; a string is refused."""
+    f = lambda z, p: 0.3 * p["act"](z) + p["x"]
+    given = {"act": jnp.cos, "x": 1.0}
+    sol = deqjax.fixed_point(f, jnp.zeros(3), given)
+    assert bool(sol.stats.converged)
+    x_bar = jax.grad(lambda x: deqjax.fixed_point(f, jnp.zeros(()), dict(given, x=x)).z)(1.0)
+    z = deqjax.fixed_point(f, jnp.zeros(()), given).z
+    np.testing.assert_allclose(x_bar, 1 / (1 + 0.3 * jnp.sin(z)), rtol=1e-4)
+    with pytest.raises(TypeError, match=r"args\[0\]\['mode'\] is 'cos', a str"):
+        deqjax.fixed_point(lambda z, p: z, jnp.zeros(3), {"mode": "cos"})
+
+
+def test_a_state_too_narrow_to_have_residuals():
+    with pytest.raises(TypeError, match=r"float8_e4m3fn.*bfloat16 or wider"):
+        deqjax.fixed_point(lambda z: z, jnp.zeros(3, jnp.float8_e4m3fn))
+
+
+def test_an_error_of_f_says_with_what_it_was_called():
+    with pytest.raises(TypeError) as wrong:
+        deqjax.fixed_point(lambda z: jnp.ones((4, 4)) @ z, jnp.zeros(3))
+    assert any("f raised this" in note and "[3]" in note for note in wrong.value.__notes__)
+
+
+# ------------------------------------------------------------------------------- one's own
+
+
+class Broken(deqjax.solvers.Solver):
+    def init(self, point, max_steps):
+        return jnp.zeros(1)
+
+    def step(self, f, point, state, k, active):
+        return point.fz
+
+
+class Forgetful(Broken):
+    def step(self, f, point, state, k, active):
+        return Step(f.at(point.fz), ())
+
+
+class Narrow(Broken):
+    def step(self, f, point, state, k, active):
+        new = f.at(point.fz)
+        return Step(new._replace(z=new.z[:, :1]), state)
+
+
+@pytest.mark.parametrize(
+    ("solver", "said"),
+    [
+        (Broken(), r"Broken.step must return Step\(point, state\)"),
+        (Forgetful(), "Forgetful.step must leave its state in the form that it got"),
+        (Narrow(), "Narrow.step must leave the point in the form that it got"),
+    ],
+)
+def test_a_solver_of_ones_own_that_breaks_its_contract(solver, said):
+    with pytest.raises(TypeError, match=said):
+        deqjax.fixed_point(jnp.cos, jnp.zeros(3), solver=solver)
+
+
+class Bare(deqjax.adjoints.Adjoint):
+    def cotangent(self, pull, v, solve, end):
+        return v
+
+
+def test_an_adjoint_of_ones_own_that_breaks_its_contract():
+    loss = lambda w: deqjax.fixed_point(lambda z: w * jnp.cos(z), jnp.zeros(3), adjoint=Bare()).z
+    with pytest.raises(TypeError, match=r"Bare.cotangent must return \(u, stats\)"):
+        jax.grad(lambda w: loss(w).sum())(0.5)

@@ -76,3 +76,26 @@ def test_nothing_compiled():
     with jax.disable_jit():
         found = gradient(max_steps=50)
     np.testing.assert_allclose(found, gradient(), rtol=1e-4)
+
+
+@pytest.fixture
+def coming_defaults():
+    """What JAX is about to switch on, as far as this version has it."""
+    names = [
+        n for n in ("jax_custom_vjp3", "jax_custom_jvp3", "jax_remat3") if n in jax.config.values
+    ]
+    for name in names:
+        jax.config.update(name, True)
+    yield names
+    for name in names:
+        jax.config.update(name, False)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_defaults_that_are_coming(options, coming_defaults):
+    found = gradient(**options)
+    compiled = jax.jit(lambda: gradient(**options))()
+    for name in coming_defaults:
+        jax.config.update(name, False)
+    for value in (found, compiled):
+        np.testing.assert_allclose(value, gradient(**options), rtol=1e-5, atol=1e-6)
