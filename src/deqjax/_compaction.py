@@ -53,7 +53,7 @@ def take(tree: PyTree, index: jax.Array, axis: int = 0) -> PyTree:
     return jax.tree.map(lambda x: jnp.take(x, index, axis=axis), tree)
 
 
-def put(tree: PyTree, index: jax.Array, part: PyTree, axis: int = 0) -> PyTree:
+def put_back(tree: PyTree, index: jax.Array, part: PyTree, axis: int = 0) -> PyTree:
     """The inverse of `take`: `part` written back."""
 
     def leaf(x, p):

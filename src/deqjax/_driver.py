@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ._closure import loop_carry
-from ._compaction import put, take
+from ._compaction import put_back, take
 from ._measure import Measure, Tolerances, power_of_two, unit_of
 from ._root import BALANCED, MEASURED, Root, measured
 from ._solution import Stats, Status
@@ -198,9 +198,9 @@ def _take(c: _Carry, index) -> _Carry:
 
 
 def _put(c: _Carry, index, part: _Carry) -> _Carry:
-    trace = None if c.trace is None else put(c.trace, index, part.trace, axis=1)
+    trace = None if c.trace is None else put_back(c.trace, index, part.trace, axis=1)
     bare = [x._replace(k=(), trace=None) for x in (c, part)]
-    return put(bare[0], index, bare[1])._replace(k=part.k, trace=trace)
+    return put_back(bare[0], index, bare[1])._replace(k=part.k, trace=trace)
 
 
 def _until_it_holds(cell: Cell, carry: _Carry, solver: Solver, rules: _Rules) -> _Carry:

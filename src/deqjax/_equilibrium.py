@@ -246,6 +246,8 @@ def _both_modes(cell, theta, other, z, adjoint, watch, root, rules) -> PyTree:
     implicit adjoint's.
     """
 
+    solver = adjoint.linear_solver(rules["solver"])
+
     @jax.custom_jvp
     def solution(theta, other, z):
         return z
@@ -264,9 +266,9 @@ def _both_modes(cell, theta, other, z, adjoint, watch, root, rules) -> PyTree:
                 return jax.tree.map(lambda u, au, b: u - au + b, u, matvec(u), b)
 
             same = {k: rules[k] for k in ("batched", "collectives")}
-            result = run(f, b, adjoint.solver, **same, yardstick=b)
-            watch.hear(result, adjoint.solver)
-            return watch.mark(result.z, result.stats, adjoint.solver)
+            result = run(f, b, solver, **same, yardstick=b)
+            watch.hear(result, solver)
+            return watch.mark(result.z, result.stats, solver)
 
         def matvec(u):
             return jax.tree.map(jnp.subtract, u, jacobian(u))

@@ -45,7 +45,7 @@ def replace_pair(
     return jnp.where(kept[:, None, None], new, system)
 
 
-def put(slot, column: jax.Array, a: jax.Array) -> jax.Array:
+def with_column(slot, column: jax.Array, a: jax.Array) -> jax.Array:
     """a, (batch, ..., m), with entry or column `slot` replaced by (batch, ...)."""
     # A mask and not an update slice: it fuses with whatever else is done to a small array.
     return jnp.where(lax.iota(jnp.int32, a.shape[-1]) == slot, column[..., None], a)

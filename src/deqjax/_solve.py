@@ -28,7 +28,7 @@ from ._scale import by, checked_scale, over, scaled
 from ._solution import Solution, Stats
 from ._state import from_front, is_sharded, to_front
 from ._switches import own_arithmetic
-from .adjoints import Adjoint, Implicit, Unrolled
+from .adjoints import Adjoint
 from .solvers import Solver
 
 PyTree = Any
@@ -147,7 +147,7 @@ def _check_probe(probe: Stats | None, batch: int | None, adjoint: Adjoint) -> No
 
 
 def _check_forward_mode(adjoint: Adjoint, probe: Stats | None) -> None:
-    if not isinstance(adjoint, Implicit | Unrolled):
+    if not (adjoint.exact or adjoint.differentiates_loop):
         raise ValueError(
             f"forward_mode=True gives exact derivatives, adjoint={adjoint.name!r} a reverse-mode "
             "approximation: use adjoint='implicit' or leave forward_mode out"

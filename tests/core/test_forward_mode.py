@@ -175,3 +175,23 @@ def test_a_probe_is_refused():
         deqjax.fixed_point(
             jnp.cos, jnp.zeros(2), forward_mode=True, adjoint_probe=deqjax.adjoint_probe()
         )
+
+
+class OneSolve(deqjax.adjoints.Adjoint):
+    """Somebody's own exact adjoint."""
+
+    name = "one_solve"
+    exact = True
+
+    def cotangent(self, pull, v, solve, end):
+        return solve(lambda u: jax.tree.map(jnp.add, pull(u), v), v, deqjax.Broyden(rtol=1e-10))
+
+
+def test_an_exact_adjoint_of_ones_own_goes_forward():
+    f = lambda z, x: jnp.tanh(0.5 * z + x)
+    solve = lambda x, **o: deqjax.fixed_point(f, jnp.zeros(3), x, rtol=1e-10, **o).z
+    x = jnp.linspace(-1.0, 1.0, 3)
+    want = jax.jacrev(solve)(x)
+    mine = dict(adjoint=OneSolve(), forward_mode=True)
+    np.testing.assert_allclose(jax.jacfwd(lambda x: solve(x, **mine))(x), want, atol=1e-8)
+    np.testing.assert_allclose(jax.jacrev(lambda x: solve(x, **mine))(x), want, atol=1e-8)

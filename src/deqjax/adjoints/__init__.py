@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .._errors import by_name
-from .base import Adjoint
+from .base import Adjoint, Ending
 from .implicit import Implicit
 from .phantom import JFB, Phantom
 from .reversible import Reversible
@@ -24,6 +24,7 @@ __all__ = [
     "ADJOINTS",
     "JFB",
     "Adjoint",
+    "Ending",
     "Implicit",
     "Phantom",
     "Reversible",

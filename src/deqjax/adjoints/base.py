@@ -47,7 +47,7 @@ class Adjoint(Configured):
     the solver's own steps sets `differentiates_loop` and overrides `loop` instead.
 
     Attributes:
-        exact: True if u solves its equation to the adjoint solver's tolerance.
+        exact: True if u solves its equation to a solver's tolerance: `forward_mode` is for these.
         keeps_state: the backward pass needs the solver's state at the end (its history).
         differentiates_loop: see above.
         can_fail: what it reports is no solve of the library's driver, which speaks for itself, and
@@ -77,6 +77,11 @@ class Adjoint(Configured):
     def batch_sizes(self, batch: int) -> tuple[int, ...]:
         """The sizes of those parts."""
         return ()
+
+    def linear_solver(self, forward: Solver) -> Solver:
+        """The solver of the tangent equation and its transpose under `forward_mode`, for an adjoint
+        that is exact."""
+        return forward.for_adjoint()
 
     def forward_solver(self, solver: Solver) -> Solver:
         """The solver of the forward pass, if this adjoint needs a particular one."""

@@ -80,6 +80,10 @@ class Implicit(Adjoint):
         taken = dict(rtol=rtol, max_steps=DEFAULT_MAX_STEPS, atol=0.0) | own
         return replace(self, solver=solver.with_options(**taken))
 
+    def linear_solver(self, forward):
+        assert isinstance(self.solver, Solver), "resolve() has filled it in"
+        return self.solver
+
     @property
     def leaves_samples_behind(self):
         return isinstance(self.solver, Solver) and self.solver.leaves_samples_behind

@@ -10,11 +10,11 @@ from .convergence import plot_convergence as plot_convergence
 from .eigenvalue_plot import plot_spectrum as plot_spectrum
 from .eigenvalues import Spectrum as Spectrum
 from .eigenvalues import spectrum as spectrum
-from .gain import Lipschitz as Lipschitz
-from .gain import lipschitz as lipschitz
 from .gradients import GradientAudit as GradientAudit
 from .gradients import GradientRow as GradientRow
 from .gradients import gradient_audit as gradient_audit
+from .lipschitz_constant import Lipschitz as Lipschitz
+from .lipschitz_constant import lipschitz as lipschitz
 from .paths import PathIndependence as PathIndependence
 from .paths import path_independence as path_independence
 from .radius import SpectralRadius as SpectralRadius

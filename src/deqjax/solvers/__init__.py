@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .._errors import by_name
 from .anderson import Anderson
-from .base import Solver
+from .base import Cell, Point, Solver, Step
 from .broyden import Broyden
 from .compose import Compacted, WarmStart
 from .external import as_external
@@ -28,10 +28,13 @@ __all__ = [
     "SOLVERS",
     "Anderson",
     "Broyden",
+    "Cell",
     "Compacted",
     "NewtonKrylov",
     "Picard",
+    "Point",
     "Solver",
+    "Step",
     "WarmStart",
     "as_solver",
 ]

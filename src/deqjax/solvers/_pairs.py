@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from .._small import put, replace_pair, solve_small
+from .._small import replace_pair, solve_small, with_column
 from .._state import History, dot, finite, zero_scalars
 from .base import Point
 
@@ -79,8 +79,8 @@ class Pairs(NamedTuple):
             slot,
             kept,
             column if row is None else row,
-            column=put(slot, dot(w, change), column),
-            b=put(slot, dot(w, new.residual), b),
+            column=with_column(slot, dot(w, change), column),
+            b=with_column(slot, dot(w, new.residual), b),
             square=square,
         )
         # Y waits for no product that it is not read by: it is written while they are taken.
