@@ -226,6 +226,20 @@ def test_what_is_reported_of_a_finished_sample_is_what_holds():
     np.testing.assert_allclose(sol.stats.residual, np.abs(f(sol.z) - sol.z)[:, 0], rtol=1e-4)
 
 
+@pytest.mark.parametrize("last", ["picard", "anderson", "broyden"])
+def test_a_claim_beside_a_sample_that_failed_in_a_first_phase(last):
+    """Sample 1 diverges while Picard goes first; what sample 0 claims must hold beside the best z
+    that is returned of it, and not beside the last one."""
+    f = lambda z: jnp.stack([0.3 * z[0] + jnp.tanh(z[1]), 100 * z[1] - 5])
+    solver = deqjax.WarmStart(last, start="picard", steps=12)
+    for z0 in (jnp.full((2, 1), 0.3), jnp.full((2, 1), -0.2)):
+        sol = solve(f, z0, solver=solver, batch_axis=0, rtol=1e-6, max_steps=100)
+        status = [Status(int(s)) for s in sol.stats.status]
+        assert status[1] in (Status.DIVERGED, Status.UNBOUNDED)
+        true = float(jnp.abs(f(sol.z) - sol.z)[0, 0] / jnp.abs(f(sol.z))[0, 0])
+        assert status[0] == Status.INCONSISTENT or true <= 2e-6, (status, true)
+
+
 # ------------------------------------------------------------------------------- roots
 
 
