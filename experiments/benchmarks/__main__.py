@@ -32,6 +32,7 @@ NAMES = (
     "warm_start",
     "small_state",
     "compacted",
+    "eager",
 )
 CellName = Literal["reference", "tanh", "transformer", "near-singular"]
 Name = Literal[
@@ -44,6 +45,7 @@ Name = Literal[
     "warm_start",
     "small_state",
     "compacted",
+    "eager",
 ]
 
 

@@ -58,7 +58,10 @@ def test_they_still_look_at_f():
         deqjax.fixed_point(lambda z: z * 0.5 + jnp.arange(3), jnp.zeros(3))
 
 
-@pytest.mark.parametrize("options", [dict(), dict(adjoint="unrolled"), dict(forward_mode=True)])
+OTHERS = [pytest.param(o, marks=pytest.mark.slow) for o in OPTIONS if o not in (dict(trace=True),)]
+
+
+@pytest.mark.parametrize("options", [dict(), *OTHERS], ids=str)
 def test_no_tracer_leaks(options):
     with jax.checking_leaks():
         assert np.isfinite(gradient(**options)).all()
@@ -91,7 +94,7 @@ def coming_defaults():
         jax.config.update(name, False)
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", [dict(trace=True), dict(forward_mode=True), *OTHERS], ids=str)
 def test_the_defaults_that_are_coming(options, coming_defaults):
     found = gradient(**options)
     compiled = jax.jit(lambda: gradient(**options))()
