@@ -85,10 +85,18 @@ def batched_args(f: Callable, z0: PyTree, args: tuple, axis: int) -> list[bool]:
     z = jax.tree.map(resized, z0)
     want = [(x.shape, x.dtype) for x in jax.tree.leaves(z)]
 
+    is_array = [isinstance(x, jax.Array) for x in leaves]  # or a function, which f calls
+
+    def call(z, arrays):
+        given = iter(arrays)
+        filled = [next(given) if a else x for x, a in zip(leaves, is_array, strict=True)]
+        return f(z, *jax.tree.unflatten(treedef, filled))
+
     def fits(chosen) -> bool:
         given = [resized(x) if c else x for x, c in zip(leaves, chosen, strict=True)]
+        given = [x for x, a in zip(given, is_array, strict=True) if a]
         try:
-            out = jax.eval_shape(f, z, *jax.tree.unflatten(treedef, given))
+            out = jax.eval_shape(call, z, given)
         except Exception:
             return False
         return [(x.shape, x.dtype) for x in jax.tree.leaves(out)] == want

@@ -121,13 +121,16 @@ def _restriction(f: Callable, z0: PyTree, args: tuple, axis: int) -> Restriction
             "inside shard_map, or use the solver without Compacted()"
         )
 
-    def prepare(index):
-        leaves, treedef = jax.tree.flatten(args)
-        pairs = zip(leaves, carries_batch, strict=True)
-        return jax.tree.unflatten(treedef, [take(x, index, axis) if b else x for x, b in pairs])
+    leaves, treedef = jax.tree.flatten(args)
 
-    def apply(z, args):
-        return to_front(f(from_front(z, axis), *args), axis)
+    def prepare(index):
+        pairs = zip(leaves, carries_batch, strict=True)
+        return [take(x, index, axis) for x, carries in pairs if carries]
+
+    def apply(z, rows):
+        given = iter(rows)
+        filled = [next(given) if b else x for x, b in zip(leaves, carries_batch, strict=True)]
+        return to_front(f(from_front(z, axis), *jax.tree.unflatten(treedef, filled)), axis)
 
     return Restriction(prepare, apply)
 
