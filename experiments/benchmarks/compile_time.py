@@ -11,12 +11,13 @@ from jax import lax
 
 import deqjax
 
+from . import peers
 from .cells import Cell, cells
+from .peers_jax import LIBRARIES
 from .report import Row, Settings, at_most, info
 from .timing import spread
 
-TITLE = "Compile time of value-and-grad over a hand-written Picard; traces of f (reference cell)"
-LIMIT = 1.5
+TITLE = "Compile time of value-and-grad, by hand and by peers; traces of f (reference cell)"
 SOLVERS = ("picard", "anderson", "broyden")
 
 
@@ -25,14 +26,26 @@ def run(settings: Settings) -> list[Row]:
     losses = {"by hand": by_hand(cell)}
     for axis in (None, 0):
         losses |= {f"{s}, batch_axis={axis}": ours(cell, s, axis) for s in SOLVERS}
-    seconds = compile_seconds(cell, losses, 2 if settings.quick else 7)
+    rivals = {
+        (library, solver): loss
+        for library in peers.present(settings)
+        for solver in SOLVERS
+        if (loss := theirs(cell, library, solver)) is not None
+    }
+    named = {f"{library} {solver}": loss for (library, solver), loss in rivals.items()}
+    seconds = compile_seconds(cell, losses | named, 2 if settings.quick else 7)
     base = seconds["by hand"]
     rows = [info("by hand", f"{np.median(base):.3f} s")]
-    for name, values in seconds.items():
-        if name != "by hand":
-            over = spread(values / base)
-            detail = f"{np.median(values):.3f} s, {over.quartiles}"
-            rows.append(at_most(name, over.median, LIMIT, detail))
+    for name in (*list(losses)[1:], *named):
+        ratio = spread(seconds[name] / base)
+        rows.append(info(name, f"{np.median(seconds[name]):.3f} s ({ratio.median:.2f} of by hand)"))
+    for solver in SOLVERS:
+        times = {n: seconds[f"{n} {solver}"] for n, s in rivals if s == solver}
+        if not times:
+            continue
+        fastest = min(times, key=lambda n: np.median(times[n]))
+        over = spread(seconds[f"{solver}, batch_axis=None"] / times[fastest])
+        rows.append(at_most(f"{solver}: deqjax / {fastest}", over.median, 1.0, over.quartiles))
     for solver in SOLVERS:
         for axis in (None, 0):
             forward, both = traces(cell, solver, axis)
@@ -40,6 +53,20 @@ def run(settings: Settings) -> list[Row]:
             rows.append(at_most(f"{what}, forward", forward, 2))
             rows.append(at_most(f"{what}, more for the adjoint", both - forward, 1))
     return rows
+
+
+def theirs(cell: Cell, library: str, solver: str):
+    """The loss by a peer that runs on JAX and has that solver, to the same tolerance backward."""
+    if library not in LIBRARIES:
+        return None
+    found = LIBRARIES[library]()
+    label = {"anderson": "anderson(5)", "broyden": "broyden(10)"}.get(solver, solver)
+    if label not in found.forward:
+        return None
+    way_back = label if library == "banax" else next(iter(found.backward))
+    solve = found.forward[label].solve(100, (way_back, 100 if library == "banax" else 1e-5))
+    start = lambda x: jnp.zeros_like(x)
+    return lambda theta, x: jnp.vdot(cell.v, solve(cell.f, start(x), theta, x))
 
 
 def compile_seconds(cell: Cell, losses: dict, rounds: int) -> dict[str, np.ndarray]:
