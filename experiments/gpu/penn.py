@@ -181,10 +181,15 @@ def picture(rows: Rows, folder: Path, device: str) -> None:
         if published is not None:
             axis.axhline(published, color=f"C{i}", linewidth=1, linestyle=":")
             said = f"published (test) {published}"
-            axis.annotate(said, (0, published), color=f"C{i}", fontsize=8)
+            at = (1.0, published)
+            how: Any = dict(xycoords=("axes fraction", "data"), ha="right", va="bottom")
+            axis.annotate(said, at, color=f"C{i}", fontsize=8, **how)
     axis.set(xlabel="million words trained on", ylabel="validation perplexity", yscale="log")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("{x:g}")
+    axis.xaxis.set_major_locator(plt.MaxNLocator(5))
     axis.set_title(f"Penn Treebank, 24M parameters, {device}", fontsize=10)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper right")
     figure.tight_layout()
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "penn.png", dpi=120)

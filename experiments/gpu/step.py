@@ -219,17 +219,21 @@ def picture(rows: Rows, folder: Path, device: str) -> None:
     figure, axes = plt.subplots(1, len(names), figsize=(5.5 * len(names), 4), squeeze=False)
     colours = {"training": "tab:blue", "evaluation": "tab:orange"}
     for axis, name in zip(axes[0], names, strict=True):
+        highest = PAPER[name].training
         for kind, colour in colours.items():
             for precision, style in (("float32", "o-"), ("bfloat16", "s--")):
                 some = [r for r in found if (r.model, r.precision) == (name, precision)]
+                if not some:
+                    continue
                 x, y = [r.steps for r in some], [getattr(r, kind) for r in some]
+                highest = max(highest, *y)
                 axis.plot(x, y, style, color=colour, label=f"{kind}, {precision}")
             level = getattr(PAPER[name], kind)
             axis.axhline(level, color=colour, linewidth=1, linestyle=":")
             axis.annotate(f"paper {level}", (0, level), color=colour, fontsize=8, va="bottom")
-        axis.set(title=name, xlabel="solver steps, forward and in the adjoint", ylim=(0, None))
-        axis.set_xlim(0, None)
-        axis.legend(fontsize=8)
+        axis.set(title=name, xlabel="solver steps, forward and in the adjoint")
+        axis.set(xlim=(0, None), ylim=(0, 1.15 * highest))
+        axis.legend(fontsize=8, loc="lower right")
     axes[0][0].set_ylabel("time over the explicit network's")
     figure.suptitle(f"What an equilibrium costs, {device}", fontsize=10)
     figure.tight_layout()
