@@ -187,7 +187,7 @@ def picture(rows: Rows, folder: Path, device: str) -> None:
     axis.set(xlabel="million words trained on", ylabel="validation perplexity", yscale="log")
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter("{x:g}")
-    axis.xaxis.set_major_locator(plt.MaxNLocator(5))
+    axis.locator_params(axis="x", nbins=5)
     axis.set_title(f"Penn Treebank, 24M parameters, {device}", fontsize=10)
     axis.legend(fontsize=8, loc="upper right")
     figure.tight_layout()
