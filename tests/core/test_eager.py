@@ -42,9 +42,9 @@ def solve(w, x, act=jnp.tanh, **options):
     [
         dict(solver="anderson"),
         dict(solver="picard", batch_axis=0),
-        dict(solver="newton_krylov"),
-        dict(adjoint="phantom"),
-        dict(solver=deqjax.WarmStart("broyden"), trace=True),
+        pytest.param(dict(solver="newton_krylov"), marks=pytest.mark.slow),
+        pytest.param(dict(adjoint="phantom"), marks=pytest.mark.slow),
+        pytest.param(dict(solver=deqjax.WarmStart("broyden"), trace=True), marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -153,6 +153,7 @@ def test_a_failed_gradient_is_said_once_for_each_line():
             jax.grad(loss)(X)
 
 
+@pytest.mark.slow
 def test_second_derivatives_outside_of_jit():
     loss = lambda x: (solve(W, x, rtol=1e-7, max_steps=300) ** 2).sum()
     direction = jnp.cos(jnp.arange(8.0))

@@ -41,7 +41,11 @@ def gradient(dtype=jnp.float32, **options):
     return jax.grad(loss)(w)
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+OTHERS = [pytest.param(o, marks=pytest.mark.slow) for o in OPTIONS if o not in (dict(trace=True),)]
+FIRST = [dict(solver="anderson", batch_axis=0), dict(adjoint_solver="gmres"), dict(trace=True)]
+
+
+@pytest.mark.parametrize("options", [*FIRST, *OTHERS], ids=str)
 def test_strict_promotion(options):
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         assert np.isfinite(gradient(**options)).all()
@@ -56,9 +60,6 @@ def test_strict_promotion_in_bfloat16(options):
 def test_they_still_look_at_f():
     with jax.numpy_dtype_promotion("strict"), pytest.raises(Exception, match="promotion"):
         deqjax.fixed_point(lambda z: z * 0.5 + jnp.arange(3), jnp.zeros(3))
-
-
-OTHERS = [pytest.param(o, marks=pytest.mark.slow) for o in OPTIONS if o not in (dict(trace=True),)]
 
 
 # Not yet of Compacted, in whose stages the checker finds something (under `jit`).

@@ -42,6 +42,7 @@ def test_the_equation_is_the_cell_of_what_the_layers_return():
     assert np.abs(h - x).max() > 0.1
 
 
+@pytest.mark.slow
 def test_the_gradient_of_all_parameters_is_that_of_the_steps_taken():
     @nnx.jit(static_argnames="adjoint")
     def gradient(model, adjoint):
