@@ -29,6 +29,7 @@ import deqjax
 from deqjax.training import command_line
 
 from .benchmarks.cells import Cell, cells
+from .tables import table
 
 # Bits of the mantissa of what is multiplied; None is all.
 PRODUCTS = {"device": None, "TensorFloat-32": 10, "bfloat16": 7}
@@ -137,10 +138,8 @@ def _record(path: Path, device: str, rows: list[list[str]]) -> None:
     data.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
     head = ["cell", "solver", *PRODUCTS, "all of f in bfloat16"]
     parts = ["# Residual floors", "", EXPLAINED]
-    for name, table in kept.items():
-        lines = [head, ["---"] * len(head), *table["rows"]]
-        parts += [f"## {name}", "", table["said"], ""]
-        parts += ["\n".join("| " + " | ".join(line) + " |" for line in lines), ""]
+    for name, of_device in kept.items():
+        parts += [f"## {name}", "", of_device["said"], "", table(head, of_device["rows"]), ""]
     path.write_text("\n".join(parts), "utf-8")
 
 

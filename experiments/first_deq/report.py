@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..tables import table
 from .rows import ROWS
 
 EXPLAINED = """\
@@ -67,10 +68,10 @@ def record(path: Path, said: str, samples: int, row: dict[str, Any]) -> dict[str
 def markdown(kept: Mapping[str, dict[str, Any]]) -> str:
     samples = " or ".join(str(n) for n in dict.fromkeys(row["samples"] for row in kept.values()))
     said = dict.fromkeys(row["said"] for row in kept.values())
-    lines = [HEAD, ["---"] * len(HEAD), *(cells(row) for row in kept.values())]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     parts = ["# Your first DEQ", "", EXPLAINED.format(samples=samples)]
-    return "\n".join([*parts, *(f"- {line}" for line in said), "", table, ""])
+    return "\n".join(
+        [*parts, *(f"- {line}" for line in said), "", table(HEAD, map(cells, kept.values())), ""]
+    )
 
 
 def cells(told: dict[str, Any]) -> list[str]:

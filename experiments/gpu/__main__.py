@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from deqjax.training import OptionError, checked, command_line
+from deqjax.training.folder import write_json
 
 from . import report
 from .clock import UNTIL, Clock
@@ -125,9 +126,7 @@ def _answer(config: Config) -> None:
     except Exception as wrong:
         lines = [line for line in str(wrong).splitlines() if line.strip()]
         row = dict(failed=f"{type(wrong).__name__}: {lines[0][:300] if lines else ''}")
-    part = config.answer.with_suffix(".part")
-    part.write_text(json.dumps(row), "utf-8")
-    os.replace(part, config.answer)
+    write_json(config.answer, row)
 
 
 def _flags(config: Config) -> list[str]:

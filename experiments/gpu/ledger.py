@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from deqjax.training.folder import write_json
 
 FILE = "gpu.json"
 Rows = dict[str, dict[str, Any]]
@@ -43,9 +44,7 @@ class Ledger:
         kept = {d: {p: rows for p, rows in parts.items() if rows} for d, parts in self.known()}
         for folder in self.folders:
             folder.mkdir(parents=True, exist_ok=True)
-            part_file = folder / (FILE + ".part")
-            part_file.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
-            os.replace(part_file, folder / FILE)
+            write_json(folder / FILE, kept)
 
     def known(self) -> list[tuple[str, dict[str, Rows]]]:
         """(device, its parts), of those that something was measured on."""

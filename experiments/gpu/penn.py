@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from deqjax.training import fit, read_config, read_metrics
-from deqjax.training.loop import Interrupted
+from deqjax.training.loop import Interrupted, count
 
 from ..language_model import Config as ModelConfig
 from ..language_model import score, trade
@@ -75,7 +76,7 @@ def run(unit: str, config: Config) -> dict[str, Any]:
         scored=found.tokens,
         score_rate=found.rate,
         rate=float(np.median(rates)),
-        parameters=_parameters(loaded.model),
+        parameters=count(nnx.state(loaded.model, nnx.Param)),
         curve=[[row["step"] * size, row["valid_perplexity"]] for row in valid],
         **{name: float(np.mean(values)) for name, values in told.items() if values},
     )
@@ -132,13 +133,6 @@ def _train(name: str, config: ModelConfig) -> bool:
     finally:
         timer.cancel()
     return True
-
-
-def _parameters(model: Any) -> int:
-    import jax
-    from flax import nnx
-
-    return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 def line(row: dict[str, Any]) -> str:

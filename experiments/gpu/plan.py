@@ -14,7 +14,7 @@ from deqjax.training.plan import plan
 from ..tables import table
 from . import step
 from .config import Config
-from .ledger import Rows
+from .ledger import Ledger, Rows
 
 TITLE = "The plan beside the truth"
 SAID = """\
@@ -30,8 +30,6 @@ def units(config: Config, rows: Rows) -> list[str]:
 
 
 def run(unit: str, config: Config) -> dict[str, Any]:
-    from .ledger import Ledger
-
     ledger = Ledger(config.runs_folder, config.out_folder)
     found = ((device, parts["step"].get(unit)) for device, parts in ledger.known())
     device, row = next((d, r) for d, r in found if r is not None)

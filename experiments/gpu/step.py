@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from deqjax.training.configs import FullSize, named
@@ -84,8 +85,6 @@ def units(config: Config, rows: Rows) -> list[str]:
 
 
 def run(unit: str, config: Config) -> dict[str, Any]:
-    import jax
-
     device = jax.local_devices()[0]
     if unit == "device":
         return dict(device=device.device_kind, platform=device.platform)

@@ -86,11 +86,15 @@ def equilibrium(
     sizes = solver.batch_sizes(batch) if restriction else ()
     # The adjoint solve may leave samples behind where this one does not.
     every = sorted({*sizes, *adjoint.batch_sizes(batch)}) if restriction else []
-    parts = {size: restriction.pure(z0, size) for size in every} if restriction else {}
-    part_inputs = lax.stop_gradient({size: inputs for size, (_, inputs) in parts.items()})
+    parts, part_inputs = {}, {}
+    for size in every:
+        assert restriction is not None
+        # Apart: the rule for derivatives keeps the first, and must not keep arrays alive.
+        parts[size], part_inputs[size] = restriction.pure(z0, size)
+    part_inputs = lax.stop_gradient(part_inputs)
 
     def stages(sizes, part_inputs):
-        return [Stage(n, partial(parts[n][0], inputs=part_inputs[n])) for n in sizes]
+        return [Stage(n, partial(parts[n], inputs=part_inputs[n])) for n in sizes]
 
     if adjoint.differentiates_loop:
         given = (inputs, z0, resume, lax.stop_gradient(slope), None)

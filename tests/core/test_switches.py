@@ -62,11 +62,7 @@ def test_they_still_look_at_f():
         deqjax.fixed_point(lambda z: z * 0.5 + jnp.arange(3), jnp.zeros(3))
 
 
-# Not yet of Compacted, in whose stages the checker finds something (under `jit`).
-LEAKS = [o for o in OTHERS if not isinstance(o.values[0].get("solver"), deqjax.Compacted)]
-
-
-@pytest.mark.parametrize("options", [dict(), *LEAKS], ids=str)
+@pytest.mark.parametrize("options", [dict(), *OTHERS], ids=str)
 def test_no_tracer_leaks(options):
     with jax.checking_leaks():
         assert np.isfinite(gradient(**options)).all()
