@@ -37,6 +37,8 @@ class Status(enum.IntEnum):
     INCONSISTENT = 15
     UNBOUNDED = 16
     LIMITED = 17
+    INFEASIBLE = 18
+    NOT_CONVEX = 19
 
     @classmethod
     def _missing_(cls, value):
@@ -80,12 +82,21 @@ _MESSAGES = {
     ),
     Status.UNBOUNDED: (
         "z grew while the residual did not fall: it is small only beside a z that has run away, so "
-        "the equation may have no solution (or a nearly singular I - J): check it, or bound f"
+        "the equation may have no solution (or a nearly singular I - J): check it, or bound f; of a "
+        "quadratic program: its objective falls without end along a ray that was checked"
     ),
     Status.LIMITED: (
         "the adjoint's u was scaled down to max_gain times v, or is v since the forward solve had "
         "not converged: the gradient of this sample is an approximation, asked for by "
         "Implicit(max_gain=..., unfinished='jfb')"
+    ),
+    Status.INFEASIBLE: (
+        "no z meets the constraints: a certificate (Farkas) was found and checked; relax them, or "
+        "look for equalities that contradict each other"
+    ),
+    Status.NOT_CONVEX: (
+        "Q has a negative eigenvalue, so the program is not convex and has no solution that this "
+        "method finds: symmetrise Q and check how it is made (L L' + eps I is convex)"
     ),
 }
 

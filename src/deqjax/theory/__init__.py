@@ -1,0 +1,1 @@
+"""When an equilibrium exists and is unique, and why one layer is enough."""
