@@ -17,10 +17,11 @@ from jax import lax
 
 from ._closure import loop_carry
 from ._compaction import put_back, take
+from ._layout import by_leaf
 from ._measure import Measure, Tolerances, power_of_two, unit_of
 from ._root import BALANCED, MEASURED, Root, measured
 from ._solution import Stats, Status
-from ._state import dot, largest, norm, select, times
+from ._state import largest, norm, select, times
 from .solvers.base import Cell, Point, Solver, Step
 
 PyTree = Any
@@ -317,14 +318,10 @@ def _measured(f: Cell, z0, value, root: Root | None, yardstick, resume) -> tuple
 
 def _by_leaf(point: Point, unit: jax.Array) -> jax.Array | None:
     """The relative residual of each leaf, (batch, leaves)."""
-    residuals, values = jax.tree.leaves(point.residual), jax.tree.leaves(point.fz)
-    if len(values) == 1:
+    squares, of_values = (by_leaf(lax.stop_gradient(x)) for x in (point.residual, point.fz))
+    if squares is None or of_values is None:
         return None
-
-    def squares(leaves):
-        return jnp.stack([dot(x, x) for x in lax.stop_gradient(leaves)], axis=1)
-
-    residual, size = jnp.sqrt(squares(residuals)) * unit[:, None], jnp.sqrt(squares(values))
+    residual, size = jnp.sqrt(squares) * unit[:, None], jnp.sqrt(of_values)
     return residual / jnp.where(size > 0, size, 1)
 
 

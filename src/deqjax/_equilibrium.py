@@ -27,10 +27,10 @@ from ._closure import (
 from ._compaction import Restriction, take
 from ._driver import Result, Resume, Stage, run
 from ._failure import Watch
+from ._layout import INNER, Layout
 from ._program import concrete, program, still
 from ._root import Root, balanced
 from ._solution import Stats
-from ._state import from_front, to_front
 from ._switches import with_own_arithmetic
 from .adjoints.base import Adjoint, Ending
 from .solvers.base import Solver, added
@@ -53,7 +53,7 @@ def equilibrium(
     restriction: Restriction | None = None,
     root: bool = False,
     yardstick: PyTree = None,
-    axis: int | None = 0,
+    layout: Layout = INNER,
 ) -> Result:
     """Solve z = f(z) with the batch on axis 0, differentiable in everything f closes over.
 
@@ -63,9 +63,9 @@ def equilibrium(
         restriction: f on a part of the batch, for solvers that leave finished samples behind.
         root: f is g, and g(z) = 0 is solved.
         yardstick: v of a linear equation, see `run`.
-        axis: where the batch is in the z that is returned, as `from_front` takes it.
+        layout: that of the z that is returned.
     """
-    marked = lambda z, stats: from_front(watch.mark(z, stats, solver), axis)
+    marked = lambda z, stats: layout.outer(watch.mark(z, stats, solver))
     if not adjoint.differentiates_loop:
         # Before the cast below, whose transpose would be a sum over devices of zeros.
         z0 = still(z0)
@@ -125,18 +125,18 @@ def equilibrium(
 
     @jax.custom_vjp
     def attached(theta, other, end, probe, part_inputs, root):
-        return from_front(end.z, axis)
+        return layout.outer(end.z)
 
     def forward(theta, other, end, probe, part_inputs, root):
         # Not the bare z: a second derivative differentiates this line.
         z = attached(theta, other, end, probe, part_inputs, root)
-        end = end._replace(z=to_front(z, axis))
+        end = end._replace(z=layout.inner(z))
         return z, (theta, other, end, probe, part_inputs, root)
 
     @with_own_arithmetic
     def backward(saved, v):
         theta, other, end, probe, part_inputs, root = saved
-        v = to_front(v, axis)
+        v = layout.inner(v)
         arrays = (end, theta, other, v, root)
         options = dict(is_theta=is_theta, adjoint=adjoint, batched=batched, watch=watch.quiet())
         if not every and concrete(arrays) and _pull_back.is_compiled(pure, options):
@@ -159,7 +159,7 @@ def equilibrium(
         state = result.state
         end = Ending(result.z, state.solver_state, before + result.stats.steps, state.best_step)
     z = attached(theta, other, end, probe, part_inputs, slope)
-    return result._replace(z=watch.mark(z, result.stats, solver, axis))
+    return result._replace(z=watch.mark(z, result.stats, solver, layout.axis))
 
 
 def _typed(f: Callable, z0: PyTree) -> tuple[PyTree, Hoisted]:

@@ -17,16 +17,17 @@ from ._arguments import (
     checked_state,
     traced_cell,
 )
-from ._closure import fronted, hoist, is_plain
+from ._closure import Hoisted, hoist, is_plain
 from ._compaction import Restriction, batched_args, take
 from ._driver import Resume
 from ._equilibrium import equilibrium
 from ._failure import Watch
+from ._layout import Layout
 from ._options import DEFAULTS, Options, choose
 from ._program import at_once
 from ._scale import by, checked_scale, over, scaled
 from ._solution import Solution, Stats
-from ._state import from_front, is_sharded, to_front
+from ._state import is_sharded
 from ._switches import own_arithmetic
 from .adjoints import Adjoint
 from .solvers import Solver
@@ -66,18 +67,15 @@ def solve(
             f, z0, args = scaled(f, scale), over(z0, scale), (scale, *args)
             traced = hoist(lambda z: f(z, *args), z0)
 
-        def inner(z):
-            return to_front(f(from_front(z, batch_axis), *args), batch_axis)
-
+        layout = Layout.of(z0, batch_axis)
         restriction = None
         if forward.leaves_samples_behind or gradient.leaves_samples_behind:
             _check_compaction(batch_axis, o["forward_mode"], gradient)
-            assert batch_axis is not None
-            restriction = _restriction(f, z0, args, batch_axis)
+            restriction = _restriction(f, z0, args, layout)
 
         result = equilibrium(
-            fronted(traced, batch_axis) if is_plain(z0, traced.out) else inner,
-            to_front(z0, batch_axis),
+            _within(layout, traced, lambda z: f(z, *args), z0),
+            layout.inner(z0),
             forward,
             gradient,
             watch or Watch.of_call(o["on_failure"]),
@@ -88,11 +86,18 @@ def solve(
             probe=probe,
             restriction=restriction,
             root=root,
-            axis=batch_axis,
+            layout=layout,
         )
         z = result.z
         stats = result.stats if batch_axis is not None else _squeeze(result.stats)
         return Solution(z=z if scale is None else by(z, scale), stats=stats, state=result.state)
+
+
+def _within(layout: Layout, traced: Hoisted, f: Callable, z0: PyTree) -> Callable | Hoisted:
+    """f of states as they are inside; traced already, where types of arrays play no part."""
+    if is_plain(z0, traced.out):
+        return traced._replace(pure=traced.pure.within(layout), out=None)
+    return lambda z: layout.inner(f(layout.outer(z)))
 
 
 def _first_guess(solver: Solver, z0: PyTree) -> PyTree:
@@ -111,8 +116,10 @@ def _first_guess(solver: Solver, z0: PyTree) -> PyTree:
     return guess
 
 
-def _restriction(f: Callable, z0: PyTree, args: tuple, axis: int) -> Restriction:
+def _restriction(f: Callable, z0: PyTree, args: tuple, layout: Layout) -> Restriction:
     """f on a part of the batch: the same function of fewer rows."""
+    axis = layout.axis
+    assert axis is not None
     carries_batch = batched_args(f, z0, args, axis)
     rows = [x for x, b in zip(jax.tree.leaves(args), carries_batch, strict=True) if b]
     if any(map(is_sharded, jax.tree.leaves((z0, rows)))):
@@ -130,7 +137,7 @@ def _restriction(f: Callable, z0: PyTree, args: tuple, axis: int) -> Restriction
     def apply(z, rows):
         given = iter(rows)
         filled = [next(given) if b else x for x, b in zip(leaves, carries_batch, strict=True)]
-        return to_front(f(from_front(z, axis), *jax.tree.unflatten(treedef, filled)), axis)
+        return layout.inner(f(layout.outer(z), *jax.tree.unflatten(treedef, filled)))
 
     return Restriction(prepare, apply)
 
