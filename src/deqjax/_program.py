@@ -94,21 +94,23 @@ def code_of(closed: Any, out: Any) -> Code:
 
 
 class Program:
-    """fun(code, *arrays, **options), compiled where that pays: where JAX would run it operation by
-    operation, and the code is a known one. The options are static."""
+    """fun(equation, *arrays, **options), compiled where that pays: where JAX would run it operation
+    by operation, and the equation's code is a known one. The options are static."""
 
     def __init__(self, fun: Callable, *options: str):
         self.inline, self._options = fun, options
-        self._compiled = jax.jit(fun, static_argnums=0, static_argnames=options)
+        self._compiled = jax.jit(fun, static_argnames=options)
 
-    def __call__(self, code: Code, *arrays, **options):
-        fun = self._compiled if self.is_compiled(code, options) else self.inline
-        return fun(code, *arrays, **options)
+    def __call__(self, equation: Any, *arrays, **options):
+        fun = self._compiled if self.is_compiled(equation, options) else self.inline
+        return fun(equation, *arrays, **options)
 
-    def is_compiled(self, code: Code, options: dict[str, Any]) -> bool:
+    def is_compiled(self, equation: Any, options: dict[str, Any]) -> bool:
         """Whether a call with these would be."""
         # What is traced while JAX records is not known.
-        if not code.known or jax.sharding.get_abstract_mesh().manual_axes:
+        if not equation.code.known or jax.sharding.get_abstract_mesh().manual_axes:
+            return False
+        if equation.parts:  # never known, and new in every call
             return False
         try:
             hash(tuple(options.values()))

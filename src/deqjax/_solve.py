@@ -18,8 +18,9 @@ from ._arguments import (
     traced_cell,
 )
 from ._closure import Hoisted, hoist, is_plain
-from ._compaction import Restriction, batched_args, take
+from ._compaction import batched_args, take
 from ._driver import Resume
+from ._equation import Rows
 from ._equilibrium import equilibrium
 from ._failure import Watch
 from ._layout import Layout
@@ -62,16 +63,18 @@ def solve(
         _check_probe(probe, batch, gradient)
         if o["forward_mode"]:
             _check_forward_mode(gradient, probe)
+        exact = _exact_modes(bool(o["forward_mode"]), gradient)
+        for chosen in (forward, gradient):
+            chosen.check_call(batched=batch_axis is not None, exact_modes=exact)
         if scale is not None:
             scale = checked_scale(scale, z0)
             f, z0, args = scaled(f, scale), over(z0, scale), (scale, *args)
             traced = hoist(lambda z: f(z, *args), z0)
 
         layout = Layout.of(z0, batch_axis)
-        restriction = None
-        if forward.leaves_samples_behind or gradient.leaves_samples_behind:
-            _check_compaction(batch_axis, o["forward_mode"], gradient)
-            restriction = _restriction(f, z0, args, layout)
+        rows = None
+        if batch and (forward.batch_sizes(batch) or gradient.batch_sizes(batch)):
+            rows = _rows(f, z0, args, layout)
 
         result = equilibrium(
             _within(layout, traced, lambda z: f(z, *args), z0),
@@ -84,7 +87,7 @@ def solve(
             trace=bool(o["trace"]),
             resume=_checked_resume(o["resume"]),
             probe=probe,
-            restriction=restriction,
+            rows=rows,
             root=root,
             layout=layout,
         )
@@ -116,7 +119,7 @@ def _first_guess(solver: Solver, z0: PyTree) -> PyTree:
     return guess
 
 
-def _restriction(f: Callable, z0: PyTree, args: tuple, layout: Layout) -> Restriction:
+def _rows(f: Callable, z0: PyTree, args: tuple, layout: Layout) -> Rows:
     """f on a part of the batch: the same function of fewer rows."""
     axis = layout.axis
     assert axis is not None
@@ -139,7 +142,7 @@ def _restriction(f: Callable, z0: PyTree, args: tuple, layout: Layout) -> Restri
         filled = [next(given) if b else x for x, b in zip(leaves, carries_batch, strict=True)]
         return layout.inner(f(layout.outer(z), *jax.tree.unflatten(treedef, filled)))
 
-    return Restriction(prepare, apply)
+    return Rows(prepare, apply)
 
 
 def _check_probe(probe: Stats | None, batch: int | None, adjoint: Adjoint) -> None:
@@ -169,17 +172,11 @@ def _check_forward_mode(adjoint: Adjoint, probe: Stats | None) -> None:
         )
 
 
-def _check_compaction(axis: int | None, forward_mode: bool, adjoint: Adjoint) -> None:
-    if axis is None:
-        raise ValueError(
-            "Compacted() leaves finished samples behind, but batch_axis=None is one equation: pass "
-            "batch_axis, or the solver without Compacted()"
-        )
-    if forward_mode or adjoint.differentiates_loop:
-        what = "forward_mode=True" if forward_mode else f"adjoint={adjoint.name!r}"
-        raise ValueError(
-            f"Compacted() does not go with {what}: pass the solver without Compacted()"
-        )
+def _exact_modes(forward_mode: bool, adjoint: Adjoint) -> str | None:
+    """What in the call asks for other derivatives than a rule for reverse mode gives."""
+    if forward_mode:
+        return "forward_mode=True"
+    return f"adjoint={adjoint.name!r}" if adjoint.differentiates_loop else None
 
 
 def _checked_resume(resume: Any) -> Resume | None:

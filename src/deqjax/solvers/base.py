@@ -310,15 +310,16 @@ class Solver(Configured):
         """Smaller batches to gather the unfinished samples into, in turn."""
         return ()
 
-    @property
-    def leaves_samples_behind(self) -> bool:
-        """Whether there is a batch for which `batch_sizes` is not empty."""
-        return False
+    def check_call(self, *, batched: bool, exact_modes: str | None) -> None:
+        """Refuse, in one sentence, a call that this solver does not go with.
 
-    @property
-    def has_inner_loops(self) -> bool:
-        """Whether a step runs loops of unknown length, which have no reverse mode."""
-        return False
+        exact_modes: what in the call asks for other derivatives than a rule for reverse mode gives.
+        """
+
+    def unrolled(self) -> Solver:
+        """This solver with steps that reverse mode goes through; refused where a step runs loops
+        of unknown length."""
+        return self
 
     @property
     def learns_slopes(self) -> bool:
@@ -333,6 +334,14 @@ class Solver(Configured):
     def with_options(self, **options) -> Solver:
         """A copy in which every option given that is not None replaces the solver's own."""
         return replace(self, **{k: v for k, v in options.items() if v is not None})
+
+
+def no_reverse_mode(solver: Solver) -> ValueError:
+    """What `Solver.unrolled` raises."""
+    return ValueError(
+        "adjoint='unrolled' cannot differentiate the loops inside a step of "
+        f"{solver.name!r}, whose length is not known: use adjoint='implicit', or 'anderson'"
+    )
 
 
 def _default_rtol(dtype) -> float:

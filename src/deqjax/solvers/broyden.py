@@ -13,7 +13,7 @@ from .._small import joined, solve_small
 from .._state import subtract
 from ._line_search import backtrack
 from ._pairs import Pairs
-from .base import Solver, Step, eps
+from .base import Solver, Step, eps, no_reverse_mode
 
 # How much ‖g‖ may grow in a step of the line search.
 GROWTH = 2.0
@@ -60,9 +60,10 @@ class Broyden(Solver):
         check_integer("memory", self.memory, least=1)
         check_dtype("history_dtype", self.history_dtype)
 
-    @property
-    def has_inner_loops(self):
-        return self.line_search
+    def unrolled(self):
+        if self.line_search:
+            raise no_reverse_mode(self)
+        return self
 
     def init(self, point, max_steps):
         return BroydenState.none(point, self.memory, self.history_dtype)
