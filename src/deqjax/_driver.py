@@ -312,7 +312,7 @@ def _measured(f: Cell, z0, value, root: Root | None, yardstick, resume) -> tuple
 
 def _by_leaf(point: Point, unit: jax.Array) -> jax.Array | None:
     """The relative residual of each leaf, (batch, leaves)."""
-    squares, of_values = (by_leaf(lax.stop_gradient(x)) for x in (point.residual, point.fz))
+    squares, of_values = (by_leaf(lax.stop_gradient(x)) for x in (point.r, point.fz))
     if squares is None or of_values is None:
         return None
     residual, size = jnp.sqrt(squares) * unit[:, None], jnp.sqrt(of_values)

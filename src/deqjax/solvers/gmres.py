@@ -50,4 +50,4 @@ class GMRES(Solver):
         """d with ‖(I − J) d − r‖ ≤ max(η ‖r‖, half the tolerance), and its products."""
         target = jnp.maximum(forcing * point.norms[0], 0.5 * f.limit(point))
         matvec = f.linearised(point.z)
-        return gmres(matvec, point.residual, f=f, memory=self.memory, target=target, active=active)
+        return gmres(matvec, point.r, f=f, memory=self.memory, target=target, active=active)
