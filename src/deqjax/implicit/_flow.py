@@ -22,6 +22,7 @@ from ._equal_steps import EqualSteps
 PyTree = Any
 Field = Callable[[jax.Array, PyTree, Any], PyTree]
 
+Stepper = diffrax.AbstractSolver
 SOLVERS = {
     "euler": diffrax.Euler,
     "midpoint": diffrax.Midpoint,
@@ -111,18 +112,15 @@ def flow(
 
     eps = float(jnp.finfo(dtype).eps)
     if method.steps is not None:
-        controller, adaptive = EqualSteps(method.steps), False
+        controller = EqualSteps(method.steps)
     else:
         atol = ATOL * method.rtol * size + jnp.finfo(dtype).tiny
-        controller, adaptive = (
-            diffrax.PIDController(
-                rtol=method.rtol,
-                atol=atol if method.atol is None else method.atol,
-                dtmin=4 * eps,
-                force_dtmin=False,
-                norm=lambda error: _rms(steered_by(error)),
-            ),
-            True,
+        controller = diffrax.PIDController(
+            rtol=method.rtol,
+            atol=atol if method.atol is None else method.atol,
+            dtmin=4 * eps,
+            force_dtmin=False,
+            norm=lambda error: _rms(steered_by(error)),
         )
     adjoints = {
         "recursive": diffrax.RecursiveCheckpointAdjoint,
@@ -148,8 +146,9 @@ def flow(
     done = starts & (sol.result == diffrax.RESULTS.successful)
     # Where a step could not be shortened: does what comes next have no value, or has z run away?
     z_, s = lax.stop_gradient((z, s))
-    tried = jax.tree.map(lambda x, d: x + 4 * eps * d, z_, guarded(s, z_, theta))
-    finite = _finite(tried) & _finite(lax.stop_gradient(guarded(s + 4 * eps, tried, theta)))
+    ahead = 64 * eps if method.steps is None else 1 / method.steps
+    tried = jax.tree.map(lambda x, d: x + ahead * d, z_, guarded(s, z_, theta))
+    finite = _finite(tried) & _finite(lax.stop_gradient(guarded(s + ahead, tried, theta)))
     stuck = sol.result == diffrax.RESULTS.dt_min_reached
     status = jnp.select(
         [
@@ -165,17 +164,18 @@ def flow(
         left=jnp.where(done, 0, jnp.where(starts, 1 - s, 1)).astype(dtype),
         status=status.astype(jnp.int32),
         steps=steps,
-        f_evals=evaluations(method.solver, steps, adaptive) + 3,
+        f_evals=evaluations(method, steps) + 3,
     )
 
 
-def evaluations(solver: Any, steps: jax.Array, adaptive: bool) -> jax.Array:
-    """Evaluations of F that so many steps take."""
-    tableau = getattr(solver, "tableau", None)
+def evaluations(method: Method, steps: jax.Array) -> jax.Array:
+    """Evaluations of F that so many steps take, and the choice of the first one."""
+    chosen = 0 if method.steps is not None else 2
+    tableau = getattr(method.solver, "tableau", None)
     if tableau is None:  # Euler
-        return steps + (2 if adaptive else 0)
-    reuses = bool(tableau.fsal)
-    return steps * (tableau.num_stages - reuses) + reuses + (2 if adaptive else 0)
+        return steps + chosen
+    reused = int(tableau.fsal)
+    return steps * (tableau.num_stages - reused) + reused + chosen
 
 
 def reconstruction_error(field: Field, z0: PyTree, end: PyTree, theta: PyTree, method: Method):

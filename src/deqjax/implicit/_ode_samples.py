@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -152,19 +152,21 @@ class Setup:
             add = lambda tree: jax.tree.map(lambda x: jnp.expand_dims(x, 0), tree)
             return lambda *given: add(one(*given))
 
+        axis = self.axis
+
         def row(theta, *states):
             keep = lambda x, a: x if a is None else jnp.expand_dims(x, a)
             theta = [keep(x, a) for x, a in zip(theta, self.axes, strict=True)]
-            states = jax.tree.map(lambda x: jnp.expand_dims(x, self.axis), states)
+            states = jax.tree.map(lambda x: jnp.expand_dims(x, axis), states)
             return one(theta, *states)
 
         return lambda theta, *states: jax.vmap(
-            row, in_axes=(list(self.axes), *(self.axis for _ in states))
+            row, in_axes=(list(self.axes), *(axis for _ in states))
         )(theta, *states)
 
     def from_rows(self, rows: PyTree, axis: int | None) -> PyTree:
         """(batch, ...) with the batch axis of size one still in each → the user's layout."""
-        if self.axis is None:
+        if axis is None:
             return jax.tree.map(lambda x: x[0], rows)
         return jax.tree.map(
             lambda x: jnp.moveaxis(jnp.squeeze(x, axis % (x.ndim - 1) + 1), 0, axis), rows
@@ -174,7 +176,7 @@ class Setup:
 @program("setup")
 def _forward(code: Code, theta: list, z0: PyTree, *, setup: Setup):
     """(z, report) of each sample."""
-    from ._flow import Ended, flow, reconstruction_error
+    from ._flow import flow, reconstruction_error
 
     def one(theta, z0):
         given = setup.split(theta)
@@ -188,7 +190,6 @@ def _forward(code: Code, theta: list, z0: PyTree, *, setup: Setup):
         return ended._replace(z=cast_like(ended.z, z0)), error
 
     ended, error = setup.over_samples(one)(theta, z0)
-    assert isinstance(ended, Ended)
     return setup.from_rows(ended.z, setup.axis), (ended[1:], error)
 
 
@@ -220,21 +221,11 @@ def _backward(code: Code, theta: list, z0: PyTree, z1: PyTree, ct: PyTree, good,
         # What is differentiated through a step that was rejected for NaN is NaN.
         return jax.tree.map(lambda x: jnp.where(good, x, 0), found), report
 
-    if setup.axis is None:
-        one_ = lambda theta, *rest: one(theta, good[0], *rest)
-        rows = setup.over_samples(one_)
-        (of_z, of_theta), report = rows(theta, z0, z1, ct)
-    else:
-        inner = Setup(
-            setup.axis,
-            (*setup.axes, 0),
-            setup.count,
-            (*setup.floating, False),
-            setup.method,
-            setup.dtype,
-        )
-        one_ = lambda theta, *rest: one(theta[:-1], theta[-1][0], *rest)
-        (of_z, of_theta), report = inner.over_samples(one_)([*theta, good], z0, z1, ct)
+    # Whether a sample is good is one more thing that has a batch.
+    flag = None if setup.axis is None else 0
+    wider = replace(setup, axes=(*setup.axes, flag), floating=(*setup.floating, False))
+    given = lambda theta, *states: one(theta[:-1], theta[-1][0], *states)
+    (of_z, of_theta), report = wider.over_samples(given)([*theta, good], z0, z1, ct)
     axes = [a for a, d in zip(setup.axes, setup.floating, strict=True) if d]
     of_theta = [
         x.sum(axis=0) if a is None else setup.from_rows(x, a)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from .._arguments import as_arguments, batch_size, check_cell, checked_axis, checked_state
 from .._driver import Result
 from .._errors import check_callable, check_integer, check_tolerance, strict, suggest
-from .._failure import Watch
+from .._failure import Watch, checked_policy
 from .._solution import Solution, Stats
 from .._state import wide
 from ..solvers import Picard
@@ -124,25 +124,27 @@ def ode(
         True
     """
     check_callable("f", f)
-    check_tolerance("rtol", rtol)
-    check_tolerance("atol", atol)
-    check_integer("max_steps", max_steps, least=1)
-    check_integer("steps", steps, least=1, optional=True)
-    if adjoint not in ADJOINTS:
-        raise ValueError(f"adjoint={adjoint!r} is not a known adjoint{suggest(adjoint, ADJOINTS)}")
-    axis = checked_axis(batch_axis)
+    options = check_options(
+        solver=solver,
+        rtol=rtol,
+        atol=atol,
+        max_steps=max_steps,
+        steps=steps,
+        adjoint=adjoint,
+        batch_axis=batch_axis,
+        on_failure=on_failure,
+    )
+    axis = options["batch_axis"]
     if axis is None and args_axes is not None:
         raise ValueError("args_axes= says which args hold a batch: give batch_axis= as well")
     z0, args = checked_state(z0), as_arguments(args)
     if any(jnp.iscomplexobj(x) for x in jax.tree.leaves(z0)):
-        raise TypeError("a complex z0 is not supported: give real and imaginary parts as two leaves")
+        raise TypeError("z0 is complex, which is not supported: give its two parts as two leaves")
     size = batch_size(z0, axis)
     dtype = functools.reduce(jnp.promote_types, [wide(x.dtype) for x in jax.tree.leaves(z0)])
-    if rtol == 0:
-        raise ValueError("rtol=0 asks for steps without an error: use 1e-5, or steps= for equal ones")
     watch = Watch.of_call(on_failure)
-    method = _method(
-        solver,
+    method = _flow().Method(
+        solver=options["solver"],
         rtol=(1e-8 if dtype == jnp.float64 else 1e-5) if rtol is None else float(rtol),
         atol=None if atol is None else float(atol),
         max_steps=int(max_steps),
@@ -156,9 +158,9 @@ def ode(
 
     limit = Picard(max_steps=method.max_steps)
 
-    def hear(z, stats, what=None):
-        heard = watch if what is None else watch.of(what)
-        heard.hear(Result(z, stats, None), limit)
+    def hear(z, stats, what="forward solve"):
+        ended: Any = Result(z, stats, None)  # type: ignore[arg-type]  (nothing to resume)
+        watch.of(what).hear(ended, limit)
 
     z, stats = samples.solve(z0, traced.theta, hear)
     hear(z, stats)
@@ -168,30 +170,58 @@ def ode(
     return Solution(z, stats)
 
 
-def _method(solver: Any, **options: Any) -> Any:
-    try:
-        import diffrax
+def check_options(
+    *, solver: Any, rtol, atol, max_steps, steps, adjoint, batch_axis, on_failure
+) -> dict[str, Any]:
+    """Those of `ode`, with the solver as an object of diffrax; one sentence for a wrong one."""
+    check_tolerance("rtol", rtol)
+    check_tolerance("atol", atol)
+    check_integer("max_steps", max_steps, least=1)
+    check_integer("steps", steps, least=1, optional=True)
+    if rtol == 0:
+        raise ValueError("rtol=0 asks for steps without error: use 1e-5, or steps= for equal ones")
+    if adjoint not in ADJOINTS:
+        raise ValueError(f"adjoint={adjoint!r} is not a known adjoint{suggest(adjoint, ADJOINTS)}")
+    if on_failure is not None:
+        checked_policy(on_failure)
+    return dict(
+        solver=_stepper(solver, steps),
+        rtol=rtol,
+        atol=atol,
+        max_steps=max_steps,
+        steps=steps,
+        adjoint=adjoint,
+        batch_axis=checked_axis(batch_axis),
+        on_failure=on_failure,
+    )
 
-        from . import _flow
+
+def _flow() -> Any:
+    try:
+        from . import _flow as found
     except ModuleNotFoundError as missing:
         raise ImportError(
             "deqjax.implicit.ode needs diffrax, which is not installed: pip install 'deqjax[ode]'"
         ) from missing
-    known = _flow.SOLVERS
+    return found
+
+
+def _stepper(solver: Any, steps: int | None) -> Any:
+    known, kind, euler = _flow().SOLVERS, _flow().Stepper, _flow().SOLVERS["euler"]
     if isinstance(solver, str):
         if solver not in known:
             raise ValueError(f"solver={solver!r} is not a known solver{suggest(solver, known)}")
         solver = known[solver]()
-    elif not isinstance(solver, diffrax.AbstractSolver):
+    elif not isinstance(solver, kind):
         raise TypeError(
             f"solver= takes a name ({', '.join(sorted(known))}) or a solver object of diffrax such "
             f"as diffrax.Tsit5(), not {type(solver).__name__}"
         )
-    if options["steps"] is None and isinstance(solver, diffrax.Euler):
+    if steps is None and isinstance(solver, euler):
         raise ValueError(
             "solver='euler' has no error estimate to choose steps by: give steps=, or use 'heun'"
         )
-    return _flow.Method(solver, **options)
+    return solver
 
 
 def _time(name: str, value: Any, dtype: Any) -> jax.Array:
