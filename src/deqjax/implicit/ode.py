@@ -227,7 +227,7 @@ def _stepper(solver: Any, steps: int | None) -> Any:
 def _time(name: str, value: Any, dtype: Any) -> jax.Array:
     try:
         time = jnp.asarray(value, dtype)
-    except TypeError:
+    except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
     if time.ndim:
         raise ValueError(f"{name} must be a scalar, got shape {time.shape}: map with jax.vmap")
