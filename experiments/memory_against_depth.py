@@ -40,9 +40,9 @@ class Config:
 
     depths: tuple[int, ...] = DEPTHS
     """layers; square numbers"""
-    batch: int = 256
+    batch: int = 128
     """samples"""
-    width: int = 64
+    width: int = 128
     """of the state of each"""
     repeats: int = 3
     """timed runs of each program, interleaved; the fastest counts"""

@@ -14,12 +14,13 @@ Rows = Sequence[dict[str, Any]]
 
 EXPLAINED = """\
 Temporary memory is what the compiled gradient program asks for besides its inputs and outputs. The
-slope is that of log(bytes) against log(depth), by least squares over all depths. The error is that
-of the gradient to W, ‖g − g₆₄‖/‖g₆₄‖, against the stack of the same depth in float64 (a flow to
-t = 1: the stack of L Euler steps to there), the equilibrium's included: it is that of a stack
-without end. "none" stands where the backward solve of `backsolve` ended before t = 0, its z beyond
-every bound: its status says so, and the gradient is zero (an error of 1). Reconstruction is
-‖z̃0 − z0‖ of that backward solve, relative to z(t1) since z0 is zero.
+slope is that of log(bytes) against log(depth), by least squares over all depths. A flow is followed
+to t = L in L Euler steps of one, which are the L layers, or to t = 1 in L steps of 1/L. The error
+is that of the gradient to W, ‖g − g₆₄‖/‖g₆₄‖, against those layers or steps in float64; the
+equilibrium, a stack without end, is compared with L layers too. "none" stands where the backward
+solve of `backsolve` ended before t = 0, its z beyond every bound: its status says so, and the
+gradient is zero (an error of 1). Reconstruction is ‖z̃0 − z0‖ of that backward solve, relative to
+z(t1) since z0 is zero. The slope of "every layer" is one: it keeps z where "unrolled" keeps more.
 """
 
 # Validated for colour-blind readers; what belongs together has one hue.
@@ -116,7 +117,7 @@ def draw(rows: Rows, path: Path) -> None:
     handles.append(Line2D([], [], color="#d03b3b", marker="x", ls="", ms=10, mew=2.5))
     labels.append("no gradient: z left every bound, backwards")
     figure.suptitle(
-        "One contractive cell: what the gradient of L layers costs, and what it is worth", y=0.98
+        "One contractive cell: what the gradient of L layers costs, and how wrong it is", y=0.98
     )
     figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, 0.14, 1, 1))

@@ -1,6 +1,7 @@
 """Programs for four devices, run by `test_ode` in a process of their own."""
 
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,33 +16,31 @@ def mesh():
     return jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
 
 
-def flows():
+def flows(adjoint):
     """Values, statistics and gradients of a batch over devices, parameters on all of them."""
     rng = np.random.default_rng(0)
     w, z0, x = (jnp.asarray(rng.normal(size=s)) for s in ((2, 2), (8, 2), (8, 2)))
     f = lambda t, z, w, x: jnp.tanh(z @ w) - t * x
-    for adjoint in ("recursive", "direct", "backsolve"):
-        options = dict(batch_axis=0, args_axes=(None, 0), rtol=1e-8, max_steps=64)
+    options = dict(batch_axis=0, args_axes=(None, 0), rtol=1e-8, max_steps=64)
 
-        def loss(w, z0, x, adjoint=adjoint, options=options):
-            sol = ode(f, z0, w, x, adjoint=adjoint, **options)
-            return jnp.sin(sol.z).sum(), sol.stats.steps
+    def loss(w, z0, x):
+        sol = ode(f, z0, w, x, adjoint=adjoint, **options)
+        return jnp.sin(sol.z).sum(), sol.stats.steps
 
-        def total(w, z0, x, loss=loss):
-            def local(w, z0, x):
-                value, steps = loss(w, z0, x)
-                return jax.lax.psum(value, "data"), steps
+    def local(w, z0, x):
+        value, steps = loss(w, z0, x)
+        return jax.lax.psum(value, "data"), steps
 
-            return jax.shard_map(
-                local,
-                mesh=mesh(),
-                in_specs=(P(), P("data"), P("data")),
-                out_specs=(P(), P("data")),
-            )(w, z0, x)
+    spread = (P(), P("data"), P("data")), (P(), P("data"))
+    total = jax.shard_map(local, mesh=mesh(), in_specs=spread[0], out_specs=spread[1])
+    run = lambda f: jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))(w, z0, x)
+    for a, b in zip(jax.tree.leaves(run(total)), jax.tree.leaves(run(loss)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
-        run = lambda f: jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))(w, z0, x)
-        for a, b in zip(jax.tree.leaves(run(total)), jax.tree.leaves(run(loss)), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+flow_recursive, flow_direct, flow_backsolve = (
+    partial(flows, adjoint) for adjoint in ("recursive", "direct", "backsolve")
+)
 
 
 def a_closure_is_refused():

@@ -27,4 +27,4 @@ class EqualSteps(diffrax.AbstractStepSizeController):
         ending = diffrax.RESULTS.where(
             finite, diffrax.RESULTS.successful, diffrax.RESULTS.dt_min_reached
         )
-        return finite, t1, until, jnp.array(False), k, ending
+        return finite, jnp.where(finite, t1, t0), until, jnp.array(False), k, ending
