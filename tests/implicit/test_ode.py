@@ -107,6 +107,7 @@ def test_equal_steps_are_a_power():
 # ------------------------------------------------------------------------------- backsolve
 
 
+@pytest.mark.slow
 def test_backsolve_is_wrong_where_the_flow_contracts():
     """Rates 0.1 and 6 to t = 12: the slow one is felt at the end, the fast one grows backwards by
     e^72. z̃0 is lost, and with it a gradient that depends on z."""
@@ -141,7 +142,7 @@ def test_a_backward_solve_that_does_not_arrive_is_heard():
     assert jax.grad(run)(0.5) == 0
     with (
         deqjax.checking_solves("raise"),
-        pytest.raises(deqjax.SolveError, match="adjoint solve .* failed .nonfinite"),
+        pytest.raises(deqjax.SolveError, match=r"adjoint solve .* failed .nonfinite"),
     ):
         jax.grad(run)(0.5)
 
@@ -186,7 +187,7 @@ def test_steps_that_run_out_and_what_is_done_about_it():
     assert 0 < sol.stats.rel_residual < 1 and jnp.all(sol.z < 1)
     np.testing.assert_allclose(sol.z, jnp.exp(-1e3 * (1 - sol.stats.rel_residual)), rtol=1e-5)
     assert jnp.isnan(run(on_failure="nan").z).all()
-    with pytest.raises(deqjax.SolveError, match="forward solve .* failed .max_steps"):
+    with pytest.raises(deqjax.SolveError, match=r"forward solve .* failed .max_steps"):
         run(on_failure="raise")
 
 
@@ -254,7 +255,7 @@ def test_dtypes_are_kept_and_arithmetic_is_wide(dtype):
     np.testing.assert_allclose(np.asarray(z, float), np.exp(-1), rtol=1e-2)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     shape=st.lists(st.integers(1, 3), min_size=1, max_size=3),
     axis=st.integers(-3, 2),
