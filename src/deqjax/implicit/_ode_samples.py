@@ -89,13 +89,15 @@ def _axes(args: tuple, args_axes: Any, is_array: list) -> list:
     given = tuple(args_axes) if isinstance(args_axes, list) else args_axes
     none = lambda x: x is None
     try:
-        axes = jax.tree.leaves(jax.tree.broadcast(given, args, is_leaf=none), is_leaf=none)
+        # A mark in the place of None, which is no leaf where args hold None as well.
+        marked = jax.tree.map(lambda x: "shared" if x is None else x, given, is_leaf=none)
+        axes = jax.tree.leaves(jax.tree.broadcast(marked, args))
     except ValueError:
         raise ValueError(
             f"args_axes={args_axes!r} does not fit the {len(args)} args: give a tuple with None or "
             "an axis for each, as in_axes of jax.vmap"
         ) from None
-    return [axis for axis, a in zip(axes, is_array, strict=True) if a]
+    return [None if axis == "shared" else axis for axis, a in zip(axes, is_array, strict=True) if a]
 
 
 def _first(x, axis: int | None):
