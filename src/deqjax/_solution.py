@@ -83,7 +83,8 @@ _MESSAGES = {
     Status.UNBOUNDED: (
         "z grew while the residual did not fall: it is small only beside a z that has run away, so "
         "the equation may have no solution (or a nearly singular I - J): check it, or bound f; of "
-        "a quadratic program: its objective falls without end along a ray that was checked"
+        "a quadratic program: its objective falls without end along a ray that was checked; of a "
+        "flow: z leaves every bound before t1"
     ),
     Status.LIMITED: (
         "the adjoint's u was scaled down to max_gain times v, or is v since the forward solve had "
