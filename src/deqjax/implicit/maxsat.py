@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ from . import _mixing as mixing
 from . import _mixing_adjoint as adjoint
 
 
-class Options(NamedTuple):
+@dataclass(frozen=True)
+class Options:
     """What is compiled in."""
 
     k: int
@@ -129,7 +130,7 @@ def maxsat(
         )
     watch, limit = Watch.of_call(on_failure), Picard(max_steps=max_sweeps)
     with own_arithmetic():
-        directions = jax.random.key_data(key) if _is_typed(key) else key
+        directions = _key_data(key)
         S, z, given = vary_with((S, z, given), (S, z, given))
         out, v, stats = _forward(still(S), still(z), given, directions, options)
         watch.hear(Result(out, stats, None), limit)
@@ -154,7 +155,7 @@ def _attach(options, watch, limit, S, z, given, directions, sound, out, v, probe
     @with_own_arithmetic
     def backward(saved, bar):
         S, z, given, directions, sound, out, v, probe = saved
-        S_bar, z_bar, stats = _backward(S, z, given, directions, sound, out, v, bar, options)
+        S_bar, z_bar, stats = _once(options, S, z, given, directions, sound, v, bar)
         watch.of("adjoint solve").hear(Result(out, stats, None), limit)
         if watch.policy == "nan":
             failed = (stats.status != Status.CONVERGED) & (stats.status != Status.LIMITED)
@@ -168,6 +169,7 @@ def _attach(options, watch, limit, S, z, given, directions, sound, out, v, probe
 
 @partial(jax.jit, static_argnames="options")
 def _forward(S, z, given, directions, options: Options) -> tuple[jax.Array, jax.Array, Stats]:
+    """The completed z, V as (n, batch, k), and how the solve went."""
     real = _real(S, z)
     S_real, z_real = S.astype(real), z.astype(real)
     known = given & jnp.isfinite(z_real)
@@ -188,10 +190,25 @@ def _forward(S, z, given, directions, options: Options) -> tuple[jax.Array, jax.
     return jnp.where(known, z, found), v, stats
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _once(options, *arrays):
+    """`_backward`, which has no derivative."""
+    return _backward(*arrays, options)
+
+
+@_once.defjvp
+def _refuse(options, primals, tangents):
+    raise TypeError(
+        "maxsat has first derivatives only: differentiate it once, in reverse mode, and take "
+        "differences of that gradient for a second one"
+    )
+
+
 @partial(jax.jit, static_argnames="options")
 def _backward(
-    S, z, given, directions, sound, out, v, bar, options: Options
+    S, z, given, directions, sound, v, bar, options: Options
 ) -> tuple[jax.Array, jax.Array, Stats]:
+    """Cotangents of S and z for that of the result, and how the adjoint's solve went."""
     real, (rows, n) = v.dtype, (len(S), z.shape[1])
     finite = jnp.isfinite(bar).all(axis=1)
     sound &= finite
@@ -249,8 +266,14 @@ def _real(S, z) -> Any:
     return jnp.promote_types(jnp.promote_types(S.dtype, z.dtype), jnp.float32)
 
 
-def _is_typed(key) -> bool:
-    return jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key)
+def _key_data(key) -> jax.Array:
+    """The numbers of a key, typed or not."""
+    key = key if isinstance(key, jax.Array) else jnp.asarray(key)
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.key_data(key)
+    if key.dtype != jnp.uint32 or key.ndim != 1:
+        raise TypeError(f"key must come from jax.random.key(...); got {key.dtype} {key.shape}")
+    return key
 
 
 def _key(data: jax.Array) -> jax.Array:
@@ -277,7 +300,12 @@ def _checked(S, z, given, aux) -> tuple[jax.Array, jax.Array, jax.Array]:
             f"S must have the shape (n + aux + 1, m) = ({rows}, m), the truth vector first; got "
             f"{S.shape}"
         )
-    return S, z, jnp.broadcast_to(given, z.shape)
+    if S.shape[1] == 0 or z.shape[1] == 0:
+        raise ValueError(f"S needs at least one clause and z one input; got {S.shape}, {z.shape}")
+    given = jnp.broadcast_to(given, z.shape)
+    if concrete((z, given)) and bool((given & ((z < 0) | (z > 1))).any()):
+        raise ValueError("given z must be probabilities in [0, 1], with 1 for true")
+    return S, z, given
 
 
 def check_options(k, max_sweeps, rtol, damping, adjoint_rtol, adjoint_max_steps) -> Options:
