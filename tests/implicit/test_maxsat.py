@@ -61,7 +61,8 @@ def relative(got, want):
 def test_blocks_are_the_scalar_sweep(count):
     S, z, given = problem()
     assert len(S) % _mixing.BLOCK  # a block that is not full
-    begin = _mixing.start(KEY, z, given, len(S), K).v
+    start = jax.jit(_mixing.start, static_argnums=(3, 4))
+    begin = start(KEY[None], z, given, len(S), K).v
     free = np.asarray(_mixing.is_free(given, len(S)))
     sol = report_of(S, z, given, max_sweeps=count, rtol=0.0)
     for b in range(BATCH):
