@@ -57,7 +57,7 @@ class Config:
     """m"""
     aux: int = 4
     """auxiliary variables"""
-    optimizer: str = "sgd"
+    optimizer: str = "adam"
     """sgd or adam"""
     rate: float = 0.1
     """learning rate"""

@@ -126,10 +126,16 @@ def test_a_key_decides_and_places_do_not():
     np.testing.assert_allclose(moved.z[::-1], one.z, atol=1e-5)
 
 
-def test_raw_and_typed_keys_agree():
+def test_a_key_each_and_raw_keys():
+    """Each sample is what its key alone gives; raw keys are the same as typed ones."""
     S, z, given = problem(np.float32)
-    raw = maxsat(S, z, given, key=jax.random.key_data(KEY), aux=AUX, k=K)
-    np.testing.assert_array_equal(raw.z, solve(S, z, given).z)
+    keys = jax.random.split(KEY, BATCH)
+    several = maxsat(S, z, given, key=keys, aux=AUX, k=K)
+    for b in (0, 2):
+        alone = maxsat(S, z[b : b + 1], given[b : b + 1], key=keys[b], aux=AUX, k=K)
+        np.testing.assert_allclose(several.state[b], alone.state[0], atol=1e-3)
+    raw = maxsat(S, z, given, key=jax.random.key_data(keys), aux=AUX, k=K)
+    np.testing.assert_array_equal(raw.z, several.z)
 
 
 @pytest.mark.parametrize("size", [2.0**-90, 2.0**90])
