@@ -1,4 +1,5 @@
 """Sibling implicit layers: outputs that are the solution of a problem, under the contract of
 `fixed_point`: a `Solution`, a `Status` and statistics per sample."""
 
+from .maxsat import maxsat as maxsat
 from .ode import ode as ode

@@ -11,6 +11,7 @@ from .lstm import LSTMLanguageModel as LSTMLanguageModel
 from .neural_ode import NeuralODE as NeuralODE
 from .prelude import Prelude as Prelude
 from .recurrent import Recurrent as Recurrent
+from .satnet import SATNet as SATNet
 from .scanned import NarrowScannedStack as NarrowScannedStack
 from .scanned import ScannedStack as ScannedStack
 from .stack import CellStack as CellStack
