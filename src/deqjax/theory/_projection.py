@@ -100,11 +100,11 @@ def mu_bounded(T: Any, gamma: float = 0.95) -> jax.Array:
 
     Args:
         T: (n, n), floating point.
-        gamma: γ < 1, a Python number.
+        gamma: γ, a Python number; below 1 for slopes in [0, 1].
 
     Raises:
         TypeError: as `project_inf_norm`.
-        ValueError: γ ≥ 1 or not finite, or a T that is not square.
+        ValueError: a γ that is not finite, or a T that is not square.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -115,8 +115,8 @@ def mu_bounded(T: Any, gamma: float = 0.95) -> jax.Array:
     T = _matrix("T", T)
     if T.ndim < 2 or T.shape[-1] != T.shape[-2]:
         raise ValueError(f"T must be square, (n, n); got {T.shape}")
-    if not (isinstance(gamma, float | int) and -jnp.inf < gamma < 1):
-        raise ValueError(f"gamma must be a finite number < 1, such as 0.95; got {gamma!r}")
+    if not (isinstance(gamma, float | int) and -jnp.inf < gamma < jnp.inf):
+        raise ValueError(f"gamma must be a finite number, such as 0.95; got {gamma!r}")
     t = T.astype(wide(T.dtype))
     size = jnp.sum(jnp.abs(t), axis=-1)
     # The diagonal is rounded where it may be as large as the row.

@@ -34,15 +34,15 @@ def proximal(activation: str | Activation | Callable) -> Activation:
 def resolvent(sigma: Activation, alpha: Any, x: jax.Array) -> jax.Array:
     """prox_{αf}(x), where σ = prox_f: y with y + α (σ⁻¹(y) − y) = x.
 
-    For α = 1 it is σ. A positively homogeneous σ with slopes [a, 1] has a closed form, for relu σ
-    itself at every α. Otherwise y = σ(t), with t the root of h(t) = α t + (1 − α) σ(t) − x, whose
+    For α = 1 it is σ. A positively homogeneous σ has a closed form, for relu σ itself at every α.
+    Otherwise y = σ(t), with t the root of h(t) = α t + (1 − α) σ(t) − x, whose
     slope is between 1 and α.
     """
     if isinstance(alpha, float | int) and alpha == 1:
         return sigma(x)
     if sigma.homogeneous:
-        a = sigma.slopes[0]
-        return jnp.where(x > 0, x, x * (a / (a + alpha * (1 - a))))
+        slope = jnp.where(x > 0, sigma(jnp.ones_like(x)), -sigma(-jnp.ones_like(x)))
+        return sigma(x) / (slope + alpha * (1 - slope))
     least, most = jnp.minimum(1.0, alpha), jnp.maximum(1.0, alpha)
     one = jnp.ones_like(x)
 

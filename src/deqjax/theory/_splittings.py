@@ -16,6 +16,8 @@ from ..solvers import GMRES, Solver, Step
 from ._activations import Activation, as_activation
 from ._proximal import proximal, resolvent
 
+MAX_STEPS = 1000
+
 
 class Equation(NamedTuple):
     """z = σ(W z + b), with what a splitting computes of it once.
@@ -53,6 +55,7 @@ class Splitting(Solver):
 
     Attributes:
         equation: what `of` fills in.
+        max_steps: None means 1000. Steps are cheap, and the rates are those of worst cases.
     """
 
     equation: Equation | None = None
@@ -111,6 +114,10 @@ class Splitting(Solver):
         z = self._checked(point.z)
         new, state = self.advance(self._equation(z), z, state)
         return Step(f.at(new.astype(point.z.dtype)), state)
+
+    def tolerances(self, z):
+        tol = super().tolerances(z)
+        return tol if self.max_steps is not None else tol._replace(max_steps=MAX_STEPS)
 
     def for_adjoint(self):
         return GMRES(rtol=self.rtol, atol=self.atol)

@@ -10,7 +10,8 @@ import numpy as np
 from .._errors import suggest
 from ._activations import ACTIVATIONS as ACTIVATIONS
 from ._activations import Activation as Activation
-from ._activations import Refused, as_activation
+from ._activations import Refused as Refused
+from ._activations import as_activation as as_activation
 from ._certificate import Certificate as Certificate
 from ._certificate import lipschitz_bound as lipschitz_bound
 from ._certificate import real_matrix
