@@ -4,6 +4,7 @@ from .adaptive import AdaptiveEmbedding as AdaptiveEmbedding
 from .adaptive import AdaptiveSoftmax as AdaptiveSoftmax
 from .deq import DEQ as DEQ
 from .deq import SAFEGUARDED as SAFEGUARDED
+from .implicit_dense import ImplicitDense as ImplicitDense
 from .language_model import LanguageModel as LanguageModel
 from .language_model import LanguageModelOutput as LanguageModelOutput
 from .log_likelihood import cross_entropy as cross_entropy
