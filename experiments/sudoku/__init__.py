@@ -1,0 +1,7 @@
+"""Sudoku, learned from solved boards by an optimisation or a satisfiability layer: see `__main__`.
+"""
+
+from .recipes import recipe as recipe
+from .task import Config as Config
+from .task import prepare as prepare
+from .train import main as main
