@@ -1,2 +1,4 @@
 """Sibling implicit layers: outputs that are the solution of a problem, under the contract of
 `fixed_point`: a `Solution`, a `Status` and statistics per sample."""
+
+from .maxsat import maxsat as maxsat

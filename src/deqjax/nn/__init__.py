@@ -10,6 +10,7 @@ from .log_likelihood import cross_entropy as cross_entropy
 from .lstm import LSTMLanguageModel as LSTMLanguageModel
 from .prelude import Prelude as Prelude
 from .recurrent import Recurrent as Recurrent
+from .satnet import SATNet as SATNet
 from .scanned import NarrowScannedStack as NarrowScannedStack
 from .scanned import ScannedStack as ScannedStack
 from .stack import CellStack as CellStack
