@@ -1,5 +1,4 @@
-"""Sudoku, learned from solved boards by an optimisation or a satisfiability layer: see `__main__`.
-"""
+"""Sudoku, learned from solved boards by an implicit layer: see `__main__`."""
 
 from .recipes import recipe as recipe
 from .task import Config as Config

@@ -15,7 +15,6 @@ from flax import nnx
 
 from deqjax import Stats
 from deqjax._errors import check_integer, check_tolerance
-from deqjax.nn import OptNet
 from deqjax.training import OptionError
 
 from .answer import Answer, digits_one_hot
@@ -46,3 +45,8 @@ class OptNetOptions:
             check_tolerance("--" + name.replace("_", "-"), getattr(self, name))
             if not getattr(self, name) > 0:
                 raise OptionError(f"--{name.replace('_', '-')} must be positive, and is 0")
+
+
+class OptNetSudoku(nnx.Module):
+    def __init__(self, options: OptNetOptions, size: int, rngs: nnx.Rngs):
+        raise NotImplementedError

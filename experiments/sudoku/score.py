@@ -60,9 +60,7 @@ def evaluate(model: Any, boards: Boards, batch_size: int) -> Score:
         [np.asarray(x) for x in _answer(model, boards.rows(which))]
         for which in np.split(padded, len(padded) // batch_size)
     ]
-    columns: Sequence[np.ndarray] = [
-        np.concatenate(x)[:count] for x in zip(*parts, strict=True)
-    ]
+    columns: Sequence[np.ndarray] = [np.concatenate(x)[:count] for x in zip(*parts, strict=True)]
     return Score(boards, *columns)
 
 

@@ -66,8 +66,7 @@ class Config:
     def run_name(self) -> str:
         start = "-spectral" if self.start == "spectral" else ""
         return (
-            f"sudoku-{self.size}x{self.size}-{self.layer}{start}-{self.split}"
-            f"-seed{self.train.seed}"
+            f"sudoku-{self.size}x{self.size}-{self.layer}{start}-{self.split}-seed{self.train.seed}"
         )
 
 
@@ -78,12 +77,22 @@ class Sudoku(Task):
     config: Config
     boards: Split
 
+    @property
+    def directory(self) -> Path:
+        """Where the run is."""
+        train = self.config.train
+        return train.runs / (train.name or self.config.run_name)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.boards.train.puzzles) // self.config.train.batch_size
+
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         return build(self.config, rngs)
 
     def batch(self, index: int, rows: slice = slice(None)) -> Boards:
         size, train = self.config.train.batch_size, self.boards.train
-        epoch, position = divmod(index * size, len(train.puzzles) // size * size)
+        epoch, position = divmod(index * size, self.steps_per_epoch * size)
         order = np.random.default_rng((self.config.train.seed, epoch))
         chosen = order.permutation(len(train.puzzles))[position : position + size]
         return train.rows(chosen[rows])
@@ -127,13 +136,11 @@ def prepare(config: Config) -> Sudoku:
         count, size = len(boards.train.puzzles), config.train.batch_size
         if count < size:
             raise OptionError(f"--batch-size is {size}, and there are {count} training boards")
-        if config.epochs is not None:
-            each = count // size
-            train = dataclasses.replace(
-                config.train, steps=config.epochs * each, eval_every=each
-            )
-            config = dataclasses.replace(config, train=train)
         task = Sudoku(config, boards)
+        if config.epochs is not None:
+            each = task.steps_per_epoch
+            train = dataclasses.replace(config.train, steps=config.epochs * each, eval_every=each)
+            task = Sudoku(dataclasses.replace(config, train=train), boards)
         nnx.eval_shape(lambda: task.build(nnx.Rngs(0)))
     except (ValueError, TypeError) as wrong:
         raise OptionError(str(wrong)) from None
