@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deqjax import Stats
 
@@ -17,10 +18,10 @@ class Answer(NamedTuple):
     stats: Stats
 
 
-def digits_one_hot(boards: jax.Array) -> jax.Array:
+def digits_one_hot(boards: jax.Array | np.ndarray) -> jax.Array:
     """Boards (batch, n, n) as float32 (batch, n³): zeros where a cell is empty."""
     n = boards.shape[-1]
-    hot = jax.nn.one_hot(boards.astype(jnp.int32) - 1, n, dtype=jnp.float32)
+    hot = jax.nn.one_hot(jnp.asarray(boards, jnp.int32) - 1, n, dtype=jnp.float32)
     return hot.reshape(len(boards), n**3)
 
 

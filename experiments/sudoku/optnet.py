@@ -11,8 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+import deqjax.implicit as implicit
 from deqjax import Stats
 from deqjax._errors import check_integer, check_tolerance
 from deqjax.training import OptionError
@@ -48,5 +51,44 @@ class OptNetOptions:
 
 
 class OptNetSudoku(nnx.Module):
+    """z of the quadratic program: a score of every digit in every cell."""
+
     def __init__(self, options: OptNetOptions, size: int, rngs: nnx.Rngs):
-        raise NotImplementedError
+        shape = (options.equalities, size**3)
+        self.A = nnx.Param(jax.random.normal(rngs.params(), shape) / shape[1] ** 0.5)
+        self.log_z0 = nnx.Param(jnp.zeros(shape[1]))
+        self.clue_weight = nnx.Variable(jnp.asarray(options.clue_weight))
+        self.options = options
+
+    @property
+    def equalities(self) -> int:
+        return self.A.shape[0]
+
+    def set_equalities(self, A: np.ndarray, z0: np.ndarray) -> None:
+        """Let the equalities be A z = A z₀."""
+        self.A[...] = jnp.asarray(A, self.A.dtype)
+        self.log_z0[...] = jnp.asarray(np.log(z0), self.log_z0.dtype)
+
+    def __call__(self, puzzles: jax.Array, adjoint_probe: Stats | None = None) -> Answer:
+        n, A = puzzles.shape[-1], self.A[...]
+        solution = implicit.qp(
+            jnp.full(n**3, self.options.quadratic),
+            -self.clue_weight[...] * digits_one_hot(puzzles),
+            A,
+            A @ jnp.exp(self.log_z0[...]),
+            lower=0.0,
+            rtol=self.options.qp_rtol,
+            max_steps=self.options.qp_max_steps,
+            gradient="smoothed",
+            smoothing=self.options.smoothing,
+        )
+        return Answer(solution.z.reshape(len(puzzles), n, n, n), solution.stats)
+
+    def losses(self, scores: jax.Array, wanted: jax.Array) -> jax.Array:
+        """Mean squared error of each board.
+
+        Args:
+            scores: (batch, n, n, n).
+            wanted: (batch, n³), one-hot.
+        """
+        return jnp.square(scores.reshape(wanted.shape) - wanted).mean(-1)

@@ -11,11 +11,11 @@ import numpy as np
 COLOURS = {"optnet": "#1f6fb2", "satnet": "#c8502d", "spectral": "#3a8f5c"}
 
 
-def _figure(*size: float):
+def _figure(width: float, height: float):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -120,7 +120,7 @@ def by_clues(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
     figure = _figure(10, 0.5 + 3.1 * len(sizes))
     for axes, n in zip(np.atleast_1d(figure.subplots(len(sizes), 1)), sizes, strict=True):
         counts: dict[int, int] = {}
-        for name, colour in COLOURS.items():
+        for width, (name, colour) in zip((5, 3, 1.2), COLOURS.items(), strict=True):
             sums: dict[int, np.ndarray] = {}
             for told in runs:
                 if told["size"] == n and kind(told) == name:
@@ -129,7 +129,9 @@ def by_clues(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
             if sums:
                 clues = sorted(sums)
                 shares = [100 * sums[c][0] / sums[c][1] for c in clues]
-                axes.plot(clues, shares, color=colour, marker="o", ms=4, label=name)
+                # Thinner from layer to layer, since all may lie at 100.
+                style = dict(color=colour, lw=width, marker="o", ms=3 + width)
+                axes.plot(clues, shares, label=name, **style)
                 counts |= {c: max(counts.get(c, 0), int(sums[c][1])) for c in clues}
         ticks = sorted(counts)
         axes.set_xticks(ticks, [f"{c}\n{counts[c]}" for c in ticks], fontsize=8)

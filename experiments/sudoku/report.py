@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from deqjax.training import command_line, load_model, read_config, read_metrics
+from deqjax.training import OptionError, command_line, load_model, read_config, read_metrics
 
 from ..tables import table
 from . import picture, results
@@ -68,8 +68,12 @@ def score_checkpoint(directory: Path, data_dir: Path | None) -> None:
 
 def write() -> str:
     """The Markdown of everything recorded; its pictures are drawn on the way."""
+    if not results.folders():
+        raise OptionError("nothing is recorded yet: name --runs")
     runs = [json.loads((f / results.SCORES).read_text()) for f in results.folders()]
-    picture.against_epochs(results.RECORDED / "epochs.png", [r for r in runs if r.get("curve")])
+    curves = [r for r in runs if r.get("curve")]
+    if curves:
+        picture.against_epochs(results.RECORDED / "epochs.png", curves)
     picture.by_clues(results.RECORDED / "clues.png", runs)
     pictures = []
     for folder, told in zip(results.folders(), runs, strict=True):
@@ -82,6 +86,7 @@ def write() -> str:
     return TEXT.format(
         learned=_learned([r for r in runs if kind(r) != "spectral"]),
         spectral=_spectral([r for r in runs if kind(r) == "spectral"]),
+        epochs="![accuracy against epochs](epochs.png)" if curves else "",
         clues=_by_clues([r for r in runs if r["size"] == 9]),
         pictures="\n\n".join(pictures),
     )
@@ -160,7 +165,7 @@ gradient of optnet is smoothed: at a Sudoku's solution the exact one is zero.
 
 {learned}
 
-![accuracy against epochs](epochs.png)
+{epochs}
 
 ## Not learned: the spectral start
 

@@ -230,3 +230,55 @@ def test_too_few_solutions_have_no_hull_worth_having():
         spectral.affine_hull(
             np.random.default_rng(0).permutation(sudoku_boards.all_solutions())[:20]
         )
+
+
+def test_the_spectral_start_learns_nothing_and_is_told_apart(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "RECORDED", tmp_path / "recorded")
+    file = sudoku_boards.write(tmp_path / "any.csv", sudoku_boards.boards(150))
+    flags = ["--data-dir", file, "--runs", tmp_path, "--held-out", "30", "--batch-size", "30"]
+    run(sudoku, "--layer", "optnet", "--start", "spectral", *flags)
+    assert "30 of 30 held-out boards right" in capsys.readouterr().out
+    folder = tmp_path / "sudoku-4x4-optnet-spectral-puzzles-seed0"
+    told = json.loads((folder / "scores.json").read_text())
+    assert told["equalities"] == 40 and told["training_steps"] == 0 and told["hull_of"] == 120
+    tried = {t["weight"]: t for t in told["clue_weights_tried"]}
+    best = max(t["boards"] for t in tried.values())
+    assert set(tried) == set(spectral.WEIGHTS) and tried[told["clue_weight"]]["boards"] == best
+    options, model, _ = results.load(folder)
+    assert options.optnet.clue_weight == told["clue_weight"]
+    A, mean = spectral.affine_hull(sudoku_boards.boards(150).solutions[:120])
+    np.testing.assert_allclose(model.A[...].T @ model.A[...], A.T @ A, atol=1e-5)
+    np.testing.assert_allclose(np.exp(model.log_z0[...]), mean, rtol=1e-4)
+
+    run(report, "--runs", folder)
+    learned, rest = (results.RECORDED / results.TABLE).read_text().split("## Not learned")
+    assert "spectral | puzzles" in rest and "spectral" not in learned
+    assert not (results.RECORDED / folder.name / "weights.npz").exists()
+
+
+def test_optnet_learns_from_the_smoothed_gradient(tmp_path):
+    file = sudoku_boards.write(tmp_path / "any.csv", sudoku_boards.boards(300))
+    flags = ["--data-dir", file, "--runs", tmp_path, "--held-out", "60", "--batch-size", "24"]
+    run(sudoku, "--layer", "optnet", *flags, "--epochs", "30")
+    rows = read_metrics(tmp_path / "sudoku-4x4-optnet-puzzles-seed0")
+    evaluated = [row for row in rows if "valid_cells" in row]
+    assert len(evaluated) == 30 and evaluated[0]["valid_cells"] < 0.5
+    assert evaluated[-1]["valid_boards"] > 0.4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "folder",
+    [f for f in results.folders() if (f / results.WEIGHTS).exists()],
+    ids=lambda folder: folder.name,
+)
+def test_recorded_figures_come_from_recorded_weights(folder):
+    options, model, scores = results.load(folder)
+    data = DATA / f"sudoku-{options.size}x{options.size}"
+    if not data.is_dir():
+        pytest.skip(f"../shared/data/{data.name} is not here")
+    boards = held_in_and_out(replace(options, data_dir=data))
+    assert len(boards.train.puzzles) == scores["train_boards"]
+    score = evaluate(model, boards.test, options.train.batch_size)
+    assert int(score.right.sum()) == scores["solved"]
+    assert score.means()["loss"] == pytest.approx(scores["loss"], rel=0.02)
