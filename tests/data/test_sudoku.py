@@ -38,7 +38,7 @@ def boards(seed, count, n, repeats=0):
     rng = np.random.default_rng(seed)
     full = solutions(rng, count - repeats, n)
     puzzles = np.where(rng.random(full.shape) < 0.5, full, 0).astype(np.uint8)
-    again = np.r_[: len(full), :repeats]
+    again = np.r_[: len(full), np.arange(repeats) % len(full)]
     return Boards(puzzles[again], full[again])
 
 

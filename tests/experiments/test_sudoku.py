@@ -256,6 +256,7 @@ def test_the_spectral_start_learns_nothing_and_is_told_apart(tmp_path, monkeypat
     assert not (results.RECORDED / folder.name / "weights.npz").exists()
 
 
+@pytest.mark.slow
 def test_optnet_learns_from_the_smoothed_gradient(tmp_path):
     file = sudoku_boards.write(tmp_path / "any.csv", sudoku_boards.boards(300))
     flags = ["--data-dir", file, "--runs", tmp_path, "--held-out", "60", "--batch-size", "24"]
