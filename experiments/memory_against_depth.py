@@ -182,7 +182,7 @@ def reference(run: Callable, w, x, v, depth: int) -> np.ndarray:
     """The gradient in float64."""
     with jax.enable_x64(True):
         given = [jnp.asarray(np.asarray(a), jnp.float64) for a in (w, x, v)]
-        return np.asarray(compiled(run, *given, depth)(*given))
+        return np.asarray(compiled(run, given[0], given[1], given[2], depth)(*given))
 
 
 def timed(programs: dict[str, Any], given: tuple, repeats: int) -> dict[str, float]:
@@ -198,8 +198,12 @@ def timed(programs: dict[str, Any], given: tuple, repeats: int) -> dict[str, flo
 
 def reconstruction(w, x, depth: int, t1: float | None) -> float | None:
     """‖z̃0 − z0‖ relative to the solution; None where the backward solve ended before t0."""
-    solve = jax.jit(lambda w, x: follow(w, x, depth, "backsolve", t1).stats.reconstruction)
-    found = float(solve(w, x))
+
+    def solve(w, x):
+        stats: Any = follow(w, x, depth, "backsolve", t1).stats  # those of a flow
+        return stats.reconstruction
+
+    found = float(jax.jit(solve)(w, x))
     return found if np.isfinite(found) else None
 
 

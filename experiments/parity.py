@@ -113,8 +113,8 @@ def train(config: Config, seed: int) -> list[float]:
                     key, use = jax.random.split(key)
                 else:
                     use = key
-                update(layer, optimizer, strings[order[i : i + config.batch]], use)
-            errors.append(float(error(layer, strings[split:], key)))
+                update(layer, optimizer, jnp.asarray(strings[order[i : i + config.batch]]), use)
+            errors.append(float(error(layer, jnp.asarray(strings[split:]), key)))
             if errors[-1] == 0:
                 break
     return errors

@@ -103,7 +103,8 @@ def _through_the_steps(call: _Call, equation: Equation, z0, resume, root) -> Res
     """The solver's own steps are differentiated."""
     solver, adjoint, watch, _, rules = call
     given = (z0, resume, lax.stop_gradient(root), None)
-    result = watch.hear(_run(equation, *given, solver=solver, **rules, adjoint=adjoint), solver)
+    result = _run(equation, *given, solver=solver, **rules, adjoint=adjoint)
+    watch.hear(result.stats, solver)
     # Gradients flow through z alone.
     stats, state = lax.stop_gradient((result.stats, result.state))
     return Result(call.marked(result.z, stats), stats, state)
@@ -113,9 +114,9 @@ def _solved(call: _Call, equation: Equation, z0, resume, root, yardstick) -> Res
     """z* outside of any derivative: a rule is then attached to it."""
     solver, _, watch, _, rules = call
     values = equation if solver.differentiates else equation.values
-    return watch.hear(
-        _run(values.still, z0, resume, root, yardstick, solver=solver, **rules), solver
-    )
+    result = _run(values.still, z0, resume, root, yardstick, solver=solver, **rules)
+    watch.hear(result.stats, solver)
+    return result
 
 
 def _by_adjoint(call: _Call, equation: Equation, result: Result, resume, root, probe) -> PyTree:
@@ -141,11 +142,11 @@ def _by_adjoint(call: _Call, equation: Equation, result: Result, resume, root, p
         if concrete((rest, arrays)) and _pull_back.is_compiled(rest, options):
             theta_bar, stats, solved = _pull_back(rest, *arrays, **options)
             for each in solved:
-                watch.of("adjoint solve").hear(Result(end.z, each, None), solver)  # type: ignore[arg-type]
+                watch.of("adjoint solve").hear(each, solver)
         else:
             theta_bar, stats, _ = _pull_back.inline(rest, *arrays, **options | dict(watch=watch))
         if adjoint.can_fail:
-            watch.of("way back of the adjoint").hear(Result(end.z, stats, None), solver)  # type: ignore[arg-type]
+            watch.of("way back of the adjoint").hear(stats, solver)
         return theta_bar, None, None, _report(stats, probe), None
 
     attached.defvjp(forward, backward)
@@ -173,7 +174,7 @@ def _in_both_modes(call: _Call, equation: Equation, result: Result, root) -> PyT
         # The loop of a linear map is differentiated by nobody: it may close over tracers.
         linear = replace(equation, code=_Closure(f), inputs=[], parts={})
         result = run(linear, b, solver, batched=call.rules["batched"], yardstick=b)
-        watch.hear(result, solver)
+        watch.hear(result.stats, solver)
         return watch.mark(result.z, result.stats, solver)
 
     @jax.custom_jvp

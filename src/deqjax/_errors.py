@@ -110,7 +110,7 @@ def check_positive(name: str, value: Any, *, optional: bool = False) -> None:
     if value is None and optional:
         return
     try:
-        inside = 0 < float(value) < math.inf
+        inside = 0 < float(value) < math.inf  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number > 0, got {value!r}") from None
     if not inside:

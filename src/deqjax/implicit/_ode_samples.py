@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from .._closure import hoist, is_differentiable, vary_with
+from .._equation import Equation
 from .._program import Code, program
 from .._solution import Status
 from .._state import cast_like
@@ -176,13 +177,13 @@ class Setup:
 
 
 @program("setup")
-def _forward(code: Code, theta: list, z0: PyTree, *, setup: Setup):
-    """(z, report) of each sample."""
+def _forward(equation: Equation, z0: PyTree, *, setup: Setup):
+    """(z, report) of each sample, with what f reads as the inputs of the equation."""
     from ._flow import flow, reconstruction_error
 
     def one(theta, z0):
         given = setup.split(theta)
-        field = lambda s, z, given: setup.field(code, z0)(s, z, *given)
+        field = lambda s, z, given: setup.field(equation.code, z0)(s, z, *given)
         start = jax.tree.map(lambda x: x.astype(setup.dtype), z0)
         ended = flow(field, start, given, setup.method)
         error = None
@@ -191,12 +192,12 @@ def _forward(code: Code, theta: list, z0: PyTree, *, setup: Setup):
             error = jnp.where(ended.status == Status.CONVERGED, error, jnp.nan)
         return ended._replace(z=cast_like(ended.z, z0)), error
 
-    ended, error = setup.over_samples(one)(theta, z0)
+    ended, error = setup.over_samples(one)(equation.inputs, z0)
     return setup.from_rows(ended.z, setup.axis), (ended[1:], error)
 
 
 @program("setup")
-def _backward(code: Code, theta: list, z0: PyTree, z1: PyTree, ct: PyTree, good, *, setup: Setup):
+def _backward(equation: Equation, z0: PyTree, z1: PyTree, ct: PyTree, good, *, setup: Setup):
     """Cotangents of z0 and of what in theta is floating, and the report of the adjoint flow."""
     from ._flow import backsolve, flow
 
@@ -204,7 +205,7 @@ def _backward(code: Code, theta: list, z0: PyTree, z1: PyTree, ct: PyTree, good,
 
     def one(theta, good, z0, z1, ct):
         floating, others = setup.split(theta)
-        field = setup.field(code, z0)
+        field = setup.field(equation.code, z0)
         widened = lambda tree: jax.tree.map(lambda x: x.astype(setup.dtype), tree)
         ct = jax.tree.map(lambda x: jnp.where(good, x, 0), ct)
         if method.adjoint == "backsolve":
@@ -227,7 +228,7 @@ def _backward(code: Code, theta: list, z0: PyTree, z1: PyTree, ct: PyTree, good,
     flag = None if setup.axis is None else 0
     wider = replace(setup, axes=(*setup.axes, flag), floating=(*setup.floating, False))
     given = lambda theta, *states: one(theta[:-1], theta[-1][0], *states)
-    (of_z, of_theta), report = wider.over_samples(given)([*theta, good], z0, z1, ct)
+    (of_z, of_theta), report = wider.over_samples(given)([*equation.inputs, good], z0, z1, ct)
     axes = [a for a, d in zip(setup.axes, setup.floating, strict=True) if d]
     of_theta = [
         x.sum(axis=0) if a is None else setup.from_rows(x, a)
@@ -254,7 +255,7 @@ class Samples:
 
         @jax.custom_vjp
         def run(z0, floating, others):
-            go = lambda theta, z0: _forward(code, theta, z0, setup=setup)
+            go = lambda theta, z0: _forward(Equation(code, theta), z0, setup=setup)
             z, report = isolated(go, setup.merge(floating, others), z0)
             return z, report
 
@@ -264,7 +265,7 @@ class Samples:
 
         def backward(kept, ct):
             z0, floating, others, z, good = kept
-            go = lambda *given: _backward(code, *given, setup=setup)
+            go = lambda theta, *given: _backward(Equation(code, theta), *given, setup=setup)
             theta = setup.merge(floating, others)
             of_z, of_theta, report = isolated(go, theta, z0, z, ct[0], good)
             if report is not None:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from .._closure import vary_like, vary_with
-from .._driver import Result
 from .._errors import check_integer, check_tolerance, strict
 from .._failure import Watch
 from .._program import concrete, still
@@ -135,7 +134,7 @@ def maxsat(
         keys = _checked_keys(key, batch)
         S, z, given, keys = vary_with((S, z, given, keys), (S, z, given, keys))
         out, v, w, stats = _forward(still(S), still(z), given, keys, options)
-        watch.hear(Result(out, stats, None), limit)
+        watch.hear(stats, limit)
         if not concrete((S, z, adjoint_probe)):
             sound = stats.status != Status.NONFINITE
             attach = partial(_attach, options, watch, limit)
@@ -156,9 +155,9 @@ def _attach(options, watch, limit, S, z, given, sound, out, v, w, probe) -> jax.
 
     @with_own_arithmetic
     def backward(saved, bar):
-        S, z, given, sound, out, v, w, probe = saved
+        S, z, given, sound, _, v, w, probe = saved
         S_bar, z_bar, stats = _once(options, S, z, given, sound, v, w, bar)
-        watch.of("adjoint solve").hear(Result(out, stats, None), limit)
+        watch.of("adjoint solve").hear(stats, limit)
         if watch.policy == "nan":
             failed = (stats.status != Status.CONVERGED) & (stats.status != Status.LIMITED)
             z_bar = jnp.where(failed[:, None], jnp.nan, z_bar)

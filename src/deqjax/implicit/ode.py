@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from .._arguments import as_arguments, batch_size, check_cell, checked_axis, checked_state
-from .._driver import Result
 from .._errors import check_callable, check_integer, check_tolerance, strict, suggest
 from .._failure import Watch, checked_policy
 from .._solution import Solution, Stats
@@ -159,8 +158,7 @@ def ode(
     limit = Picard(max_steps=method.max_steps)
 
     def hear(z, stats, what="forward solve"):
-        ended: Any = Result(z, stats, None)  # type: ignore[arg-type]  (nothing to resume)
-        watch.of(what).hear(ended, limit)
+        watch.of(what).hear(stats, limit)
 
     z, stats = samples.solve(z0, traced.theta, hear)
     hear(z, stats)
