@@ -1,2 +1,6 @@
 """Sibling implicit layers: outputs that are the solution of a problem, under the contract of
 `fixed_point`: a `Solution`, a `Status` and statistics per sample."""
+
+from .qp import QPSolution as QPSolution
+from .qp import QPStats as QPStats
+from .qp import qp as qp
