@@ -3,3 +3,6 @@
 
 from .maxsat import maxsat as maxsat
 from .ode import ode as ode
+from .qp import QPSolution as QPSolution
+from .qp import QPStats as QPStats
+from .qp import qp as qp
