@@ -34,9 +34,7 @@ def apply(method: Method, w: jax.Array, on: jax.Array, x: Point) -> Point:
     first = method.theta * program.curved(x.z) + transposed_times(program.M, y)
     rows = times(program.M, x.z)
     inequality = layout.join(rows[:, layout.p :], -x.z, x.z) - w * lam
-    return Point(
-        first + layout.on_box(lam), rows[:, : layout.p], jnp.where(on, inequality, 0)
-    )
+    return Point(first + layout.on_box(lam), rows[:, : layout.p], jnp.where(on, inequality, 0))
 
 
 def solved(
@@ -94,7 +92,7 @@ def polished(method: Method, x: Point, s: jax.Array, wanted: jax.Array) -> Polis
         return best, binds, round_ + 1
 
     def unfinished(carry):
-        best, on, round_ = carry
+        best, _, round_ = carry
         return (round_ < ROUNDS) & jnp.any(wanted & ~jnp.isfinite(best.merit))
 
     on = method.ends & (x.lam > s)

@@ -24,7 +24,6 @@ from ._products import (
     diagonal,
     lower_inverse,
     lower_solve,
-    outer,
     plus_diagonal,
     products,
     times,
@@ -78,10 +77,7 @@ def equations(layout: Layout, hessian: Hessian, M: jax.Array) -> Equations:
     if layout.box:
         return Equations(hessian, M, None, None, None, None, None)
     p = layout.p
-    if layout.diagonal:
-        V = M * hessian.root[:, None, :]
-    else:
-        V = products(M, hessian.root)
+    V = M * hessian.root[:, None, :] if layout.diagonal else products(M, hessian.root)
     K = products(V, V)
     delta = ridge(layout, K.dtype) * diagonal(K) + float(jnp.finfo(K.dtype).tiny) ** 0.5
     root = X = None
@@ -107,9 +103,7 @@ class Factor(NamedTuple):
     pivots: jax.Array
 
 
-def factor(
-    layout: Layout, eq: Equations, w: jax.Array, on: jax.Array, boost: jax.Array
-) -> Factor:
+def factor(layout: Layout, eq: Equations, w: jax.Array, on: jax.Array, boost: jax.Array) -> Factor:
     """The system with the rows `on` of C, (batch, r); dλ = 0 for the others.
 
     w = 0 is allowed: a bound that is on then fixes its unknown.
@@ -200,9 +194,7 @@ def _with_bounds(layout, eq, w, on, boost) -> Factor:
         hold = r1 - of_H(dz) - pulled
         low = high = None
         if r_low is not None:
-            low = jnp.where(
-                w_low > 0, -(dz + r_low) / jnp.where(w_low > 0, w_low, 1), -hold
-            )
+            low = jnp.where(w_low > 0, -(dz + r_low) / jnp.where(w_low > 0, w_low, 1), -hold)
             low = jnp.where(on_low, low, 0)
         if r_high is not None:
             high = jnp.where(w_high > 0, (dz - r_high) / jnp.where(w_high > 0, w_high, 1), hold)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,14 +57,18 @@ def _cleaned(program: Program, layout: Layout) -> tuple[Program, jax.Array]:
     e = program.e
     needed = [*program[:3], e[:, : layout.p]]
     ends = [-e[:, layout.p :]]
-    ends += [x for x in (program.lower, None if program.upper is None else -program.upper) if x is not None]
+    ends += [
+        x
+        for x in (program.lower, None if program.upper is None else -program.upper)
+        if x is not None
+    ]
     sound = jnp.ones(e.shape[0], bool)
     for x in needed:
         sound &= jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=1)
     for x in ends:
         sound &= (x < jnp.inf).all(axis=1)
 
-    def clean(x, value=0.0):
+    def clean(x, value=0.0) -> Any:
         if x is None:
             return None
         good = sound if x.shape[0] == sound.size else jnp.isfinite(x).all()[None]
@@ -82,7 +86,7 @@ def _hessian(program: Program, layout: Layout):
     size = largest(Q)
     flat = size == 0
     curve = power_of_two(size)
-    lift = jnp.where(flat, 1, eps**0.4)
+    lift = jnp.where(flat, 1, eps**0.4).astype(Q.dtype)
     if layout.diagonal:
         Q1 = Q / curve
         convex = jnp.all(Q1 >= 0, axis=1)

@@ -98,7 +98,9 @@ def solve(program: Program, layout: Layout, options: Options) -> Answer:
         converged = state.arrived
     else:
         loose = Errors(*(jnp.maximum(t, LOOSE[dtype.name]) for t in tol))
-        ask = lambda tight: Errors(*(jnp.where(tight[:, None], t, u) for t, u in zip(tol, loose, strict=True)))
+        ask = lambda tight: Errors(
+            *(jnp.where(tight[:, None], t, u) for t, u in zip(tol, loose, strict=True))
+        )
         same = jnp.all(jnp.concatenate(tol, 1) >= jnp.concatenate(loose, 1), axis=1)
 
         def body(c: _Rounds) -> _Rounds:
@@ -125,11 +127,11 @@ def solve(program: Program, layout: Layout, options: Options) -> Answer:
     x = x._replace(lam=jnp.where(method.ends, x.lam, 0))
     nowhere = ~possible
     x = Point(*(jnp.where(nowhere[:, None], 0, v) for v in x))
-    z = x.z
-    if program.lower is not None:
-        z = jnp.where(nowhere[:, None] & made.sound[:, None], jnp.maximum(z, method.program.lower), z)
-    if program.upper is not None:
-        z = jnp.where(nowhere[:, None] & made.sound[:, None], jnp.minimum(z, method.program.upper), z)
+    z, box = x.z, method.program
+    if box.lower is not None:
+        z = jnp.where(nowhere[:, None] & made.sound[:, None], jnp.maximum(z, box.lower), z)
+    if box.upper is not None:
+        z = jnp.where(nowhere[:, None] & made.sound[:, None], jnp.minimum(z, box.upper), z)
     x = x._replace(z=z)
     on = jnp.where(taken[:, None], found.on, method.ends & (x.lam > own[1]))
     slack = jnp.where(method.ends, -method.residuals(x, jnp.zeros_like(x.lam)).inequality, jnp.inf)
@@ -149,6 +151,7 @@ def solve(program: Program, layout: Layout, options: Options) -> Answer:
     )
     degenerate = converged & (weak | dependent | ~(taken | options.smoothed))
     if options.smoothed:
+        assert state.centre is not None
         point, s = state.centre
         w = jnp.where(method.ends, s / point.lam, 0)
         point = units.out_of(layout, point._replace(lam=jnp.where(method.ends, point.lam, 0)))
@@ -175,7 +178,12 @@ def _status(made, converged, state: State, method: Method) -> jax.Array:
     blown = state.boost[:, 0] > 1e9
     status = jnp.where(blown, int(Status.NONFINITE), int(Status.MAX_STEPS))
     status = jnp.where(certificates.unbounded(method, x), int(Status.UNBOUNDED), status)
-    status = jnp.where(certificates.infeasible(method, x), int(Status.INFEASIBLE), status)
+    found = lax.cond(
+        jnp.all(converged),
+        lambda: jnp.zeros_like(converged),
+        lambda: certificates.infeasible(method, x) | jnp.zeros_like(converged),
+    )
+    status = jnp.where(found, int(Status.INFEASIBLE), status)
     status = jnp.where(converged, int(Status.CONVERGED), status)
     status = jnp.where(made.crossing, int(Status.INFEASIBLE), status)
     status = jnp.where(made.convex, status, int(Status.NOT_CONVEX))

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._closure import vary_like, vary_with
 from .._errors import check_integer, check_tolerance, strict
@@ -302,9 +303,14 @@ def _checked(S, z, given, aux) -> tuple[jax.Array, jax.Array, jax.Array]:
     if S.shape[1] == 0 or z.shape[1] == 0:
         raise ValueError(f"S needs at least one clause and z one input; got {S.shape}, {z.shape}")
     given = jnp.broadcast_to(given, z.shape)
-    if concrete((z, given)) and bool((given & ((z < 0) | (z > 1))).any()):
+    if concrete((z, given)) and _outside(*map(np.asarray, jax.device_get((z, given)))):
         raise ValueError("given z must be probabilities in [0, 1], with 1 for true")
     return S, z, given
+
+
+def _outside(z: np.ndarray, given: np.ndarray) -> bool:
+    # In numpy: under `jit`, JAX would trace even what is done to constants.
+    return bool((given & ((z < 0) | (z > 1))).any())
 
 
 def check_options(k, max_sweeps, rtol, damping, adjoint_rtol, adjoint_max_steps) -> Options:

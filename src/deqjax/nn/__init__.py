@@ -10,6 +10,7 @@ from .language_model import LanguageModelOutput as LanguageModelOutput
 from .log_likelihood import cross_entropy as cross_entropy
 from .lstm import LSTMLanguageModel as LSTMLanguageModel
 from .neural_ode import NeuralODE as NeuralODE
+from .optnet import OptNet as OptNet
 from .prelude import Prelude as Prelude
 from .recurrent import Recurrent as Recurrent
 from .satnet import SATNet as SATNet
