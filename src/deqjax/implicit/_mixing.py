@@ -32,7 +32,7 @@ class Given(NamedTuple):
 
     Attributes:
         v: (n, batch, k) those vectors; random unit ones where nothing is given.
-        w: (n, k) the wᵢ.
+        w: (n, batch, k) the wᵢ, or (n, 1, k).
     """
 
     v: jax.Array
@@ -56,24 +56,26 @@ def sin_pi(z: jax.Array) -> jax.Array:
     return jnp.sin(jnp.pi * jnp.where(z > 0.5, 1 - z, z))
 
 
-def start(key: jax.Array, z: jax.Array, given: jax.Array, rows: int, k: int) -> Given:
-    """Where the sweeps begin, the same directions for every sample: nothing depends on its place.
+def start(keys: jax.Array, z: jax.Array, given: jax.Array, rows: int, k: int) -> Given:
+    """Where the sweeps begin.
 
     Args:
-        key: of the random directions.
+        keys: of the random directions, (1,) for the same in every sample, or (batch,).
         z: (batch, n) finite.
         given: bool (batch, n).
         rows: of S: the truth vector, n inputs, the auxiliary ones.
         k: dimension of the vectors.
     """
-    directions = jax.random.normal(key, (rows, k), z.dtype)
+    # Drawn in float32: a key then means the same problem in every precision.
+    draw = jax.vmap(lambda key: jax.random.normal(key, (rows, k), jnp.float32), out_axes=1)
+    directions = draw(keys).astype(z.dtype)
     unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-    w = unit(directions.at[:, 0].set(0))
-    free = unit(directions).at[0].set(jnp.eye(1, k, dtype=z.dtype)[0])
+    truth = jnp.eye(1, k, dtype=z.dtype)[0]
     batch, n = z.shape
+    w = unit(directions.at[..., 0].set(0))[1 : n + 1]
     z, given = z.T[..., None], given.T[..., None]
-    fixed = sin_pi(z) * w[1 : n + 1, None] - cos_pi(z) * free[0]
-    v = jnp.broadcast_to(free[:, None], (rows, batch, k))
+    fixed = sin_pi(z) * w - cos_pi(z) * truth
+    v = jnp.broadcast_to(unit(directions).at[0].set(truth), (rows, batch, k))
     return Given(v.at[1 : n + 1].set(jnp.where(given, fixed, v[1 : n + 1])), w)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ from . import _mixing as mixing
 from . import _mixing_adjoint as adjoint
 
 
-class Options(NamedTuple):
+@dataclass(frozen=True)
+class Options:
     """What is compiled in."""
 
     k: int
@@ -58,7 +59,7 @@ def maxsat(
         ⟨SSᵀ, VVᵀ⟩ = Σ_clauses ‖Σᵢ sᵢ vᵢ‖²,   ‖vᵢ‖ = 1,
 
     by coordinate descent (the mixing method), and come back as zᵢ = arccos(−vᵢ·v₀)/π. For a key the
-    result is a function of S and z alone: same directions for every sample, inputs in their order.
+    result is a function of S and z alone: the sweeps take the variables in their order.
     The objective is not convex in V: the result is a stationary point, and by theory a minimum for
     almost every S where k > √(2(n + aux + 1)).
 
@@ -82,7 +83,9 @@ def maxsat(
             float32.
         z: (batch, n) probabilities in [0, 1]; what stands where nothing is given is ignored.
         given: bool (batch, n), or (n,) for all samples alike: which inputs are given.
-        key: of the random directions of the start and of the wᵢ.
+        key: of the random directions of the start and of the wᵢ: one for all samples, or (batch,)
+            keys. With one, a sample's result does not depend on its place; with one each, what a
+            gradient owes to chance averages out over a batch.
         aux: number of auxiliary variables.
         k: dimension of the vectors, at least 2.
         max_sweeps: at most so many passes over all variables.
@@ -129,23 +132,23 @@ def maxsat(
         )
     watch, limit = Watch.of_call(on_failure), Picard(max_steps=max_sweeps)
     with own_arithmetic():
-        directions = jax.random.key_data(key) if _is_typed(key) else key
-        S, z, given = vary_with((S, z, given), (S, z, given))
-        out, v, stats = _forward(still(S), still(z), given, directions, options)
+        keys = _checked_keys(key, batch)
+        S, z, given, keys = vary_with((S, z, given, keys), (S, z, given, keys))
+        out, v, w, stats = _forward(still(S), still(z), given, keys, options)
         watch.hear(Result(out, stats, None), limit)
         if not concrete((S, z, adjoint_probe)):
             sound = stats.status != Status.NONFINITE
             attach = partial(_attach, options, watch, limit)
-            out = attach(S, z, given, directions, sound, out, v, adjoint_probe)
+            out = attach(S, z, given, sound, out, v, w, adjoint_probe)
         out = watch.mark(out, stats, limit)
         return Solution(out, stats, jnp.swapaxes(v, 0, 1))
 
 
-def _attach(options, watch, limit, S, z, given, directions, sound, out, v, probe) -> jax.Array:
+def _attach(options, watch, limit, S, z, given, sound, out, v, w, probe) -> jax.Array:
     """out, with the derivative of the implicit function theorem."""
 
     @jax.custom_vjp
-    def attached(S, z, given, directions, sound, out, v, probe):
+    def attached(S, z, given, sound, out, v, w, probe):
         return out
 
     def forward(*args):
@@ -153,8 +156,8 @@ def _attach(options, watch, limit, S, z, given, directions, sound, out, v, probe
 
     @with_own_arithmetic
     def backward(saved, bar):
-        S, z, given, directions, sound, out, v, probe = saved
-        S_bar, z_bar, stats = _backward(S, z, given, directions, sound, out, v, bar, options)
+        S, z, given, sound, out, v, w, probe = saved
+        S_bar, z_bar, stats = _once(options, S, z, given, sound, v, w, bar)
         watch.of("adjoint solve").hear(Result(out, stats, None), limit)
         if watch.policy == "nan":
             failed = (stats.status != Status.CONVERGED) & (stats.status != Status.LIMITED)
@@ -163,17 +166,18 @@ def _attach(options, watch, limit, S, z, given, directions, sound, out, v, probe
         return S_bar, z_bar, None, None, None, None, None, _report(stats, probe)
 
     attached.defvjp(forward, backward)
-    return attached(S, z, given, directions, sound, *still((out, v)), probe)
+    return attached(S, z, given, sound, *still((out, v, w)), probe)
 
 
 @partial(jax.jit, static_argnames="options")
-def _forward(S, z, given, directions, options: Options) -> tuple[jax.Array, jax.Array, Stats]:
+def _forward(S, z, given, keys, options: Options) -> tuple[jax.Array, jax.Array, jax.Array, Stats]:
+    """The completed z, V as (n, batch, k), the wᵢ, and how the solve went."""
     real = _real(S, z)
     S_real, z_real = S.astype(real), z.astype(real)
     known = given & jnp.isfinite(z_real)
     sound = (jnp.isfinite(z_real) | ~given).all(axis=1) & jnp.isfinite(S_real).all()
     inside = jnp.where(known, z_real, 0.5)
-    begin = mixing.start(_key(directions), inside, known, len(S), options.k)
+    begin = mixing.start(jax.random.wrap_key_data(keys), inside, known, len(S), options.k)
     free = mixing.is_free(given, len(S))
     S_real = jnp.where(jnp.isfinite(S_real), S_real, 0)
     scale = mixing.unit(S_real)
@@ -185,13 +189,28 @@ def _forward(S, z, given, directions, options: Options) -> tuple[jax.Array, jax.
     # arccos loses half of the digits near 0 and 1, where most of the answers are.
     angle = jnp.arctan2(jnp.linalg.norm(inputs[..., 1:], axis=-1), -inputs[..., 0]).T
     found = jnp.where(sound[:, None], angle / jnp.pi, 0.5).astype(z.dtype)
-    return jnp.where(known, z, found), v, stats
+    return jnp.where(known, z, found), v, begin.w, stats
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _once(options, *arrays):
+    """`_backward`, which has no derivative."""
+    return _backward(*arrays, options)
+
+
+@_once.defjvp
+def _refuse(options, primals, tangents):
+    raise TypeError(
+        "maxsat has first derivatives only: differentiate it once, in reverse mode, and take "
+        "differences of that gradient for a second one"
+    )
 
 
 @partial(jax.jit, static_argnames="options")
 def _backward(
-    S, z, given, directions, sound, out, v, bar, options: Options
+    S, z, given, sound, v, w, bar, options: Options
 ) -> tuple[jax.Array, jax.Array, Stats]:
+    """Cotangents of S and z for that of the result, and how the adjoint's solve went."""
     real, (rows, n) = v.dtype, (len(S), z.shape[1])
     finite = jnp.isfinite(bar).all(axis=1)
     sound &= finite
@@ -221,7 +240,6 @@ def _backward(
     flat = lambda x: x.reshape(rows, -1)
     uv = jnp.matmul(flat(u), flat(v).T, precision=mixing.EXACT)
     S_bar = jnp.matmul(uv + uv.T, S_unit, precision=mixing.EXACT) / scale
-    w = mixing.start(_key(directions), z_real, given, rows, options.k).w[1 : n + 1, None]
     zt = z_real.T
     force = qu[1 : n + 1]
     along, across = force[..., 0], jnp.sum(force * w, axis=-1)
@@ -249,12 +267,17 @@ def _real(S, z) -> Any:
     return jnp.promote_types(jnp.promote_types(S.dtype, z.dtype), jnp.float32)
 
 
-def _is_typed(key) -> bool:
-    return jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key)
-
-
-def _key(data: jax.Array) -> jax.Array:
-    return jax.random.wrap_key_data(data)
+def _checked_keys(key, batch: int) -> jax.Array:
+    """The numbers of one key or of a batch of them, typed or not, as (1, ...) or (batch, ...)."""
+    key = key if isinstance(key, jax.Array) else jnp.asarray(key)
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.key_data(key)
+    if key.dtype != jnp.uint32 or key.ndim not in (1, 2) or key.shape[:-1] not in ((), (batch,)):
+        raise TypeError(
+            f"key must come from jax.random.key(...), or be {batch} keys from jax.random.split; "
+            f"got {key.dtype} {key.shape}"
+        )
+    return key if key.ndim == 2 else key[None]
 
 
 def _checked(S, z, given, aux) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -277,7 +300,12 @@ def _checked(S, z, given, aux) -> tuple[jax.Array, jax.Array, jax.Array]:
             f"S must have the shape (n + aux + 1, m) = ({rows}, m), the truth vector first; got "
             f"{S.shape}"
         )
-    return S, z, jnp.broadcast_to(given, z.shape)
+    if S.shape[1] == 0 or z.shape[1] == 0:
+        raise ValueError(f"S needs at least one clause and z one input; got {S.shape}, {z.shape}")
+    given = jnp.broadcast_to(given, z.shape)
+    if concrete((z, given)) and bool((given & ((z < 0) | (z > 1))).any()):
+        raise ValueError("given z must be probabilities in [0, 1], with 1 for true")
+    return S, z, given
 
 
 def check_options(k, max_sweeps, rtol, damping, adjoint_rtol, adjoint_max_steps) -> Options:
