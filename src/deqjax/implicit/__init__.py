@@ -2,3 +2,6 @@
 `fixed_point`: a `Solution`, a `Status` and statistics per sample."""
 
 from .maxsat import maxsat as maxsat
+from .qp import QPSolution as QPSolution
+from .qp import QPStats as QPStats
+from .qp import qp as qp
