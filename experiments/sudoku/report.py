@@ -15,7 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from deqjax.training import OptionError, command_line, load_model, read_config, read_metrics
+from deqjax.training import (
+    Checkpoints,
+    OptionError,
+    command_line,
+    load_model,
+    read_config,
+    read_metrics,
+)
 
 from ..tables import table
 from . import picture, results
@@ -53,12 +60,14 @@ def score_checkpoint(directory: Path, data_dir: Path | None) -> None:
     options = replace(options, data_dir=data_dir or options.data_dir)
     task = prepare(options)
     model = load_model(task, task.config.train, directory)
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        step = checkpoints.latest
     rows = read_metrics(directory)
     score = evaluate(model, task.boards.test, task.config.train.batch_size)
     told = results.told(task, score) | dict(
         parameters=parameters(model),
         unfinished=True,
-        training_steps=max(row["step"] for row in rows),
+        training_steps=step,
         cpu_seconds=None,
         curve=results.curve(rows, task),
     )
