@@ -192,13 +192,15 @@ def test_runs_are_recorded_with_table_and_pictures(tiny, tmp_path, monkeypatch):
     folder = tmp_path / "sudoku-4x4-satnet-puzzles-seed0"
     for name in ("scores.json", "weights.npz", "result.json"):  # as if it were still going on
         (folder / name).unlink()
-    run(report, "--runs", folder, "--weights")
+    run(report, "--runs", folder, "--weights", "--sweeps", "3")
     (recorded,) = results.folders()
     told = json.loads((recorded / "scores.json").read_text())
     config = (recorded / "config.json").read_text()
     assert str(tmp_path) not in config
     page = (results.RECORDED / results.TABLE).read_text()
     assert f"| {told['solved']} of 12 |" in page and "1, unfinished |" in page
+    assert told["by_sweeps"].keys() == {"3", "8"} and told["by_sweeps"]["8"] == told["solved"]
+    assert "| 3 sweeps | 8 sweeps |" in page
     for picture in ("epochs.png", "clues.png", f"{recorded.name}/boards.png"):
         assert f"({picture})" in page
         assert (results.RECORDED / picture).stat().st_size > 10_000
