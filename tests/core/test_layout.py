@@ -94,9 +94,9 @@ def start(batch):
     ("solver", "adjoint", "axis"),
     [
         ("anderson", "implicit", None),
-        ("broyden", "implicit", 0),
-        ("newton_krylov", "implicit", 0),
-        ("broyden", "shine", None),
+        pytest.param("broyden", "implicit", 0, marks=pytest.mark.slow),
+        pytest.param("newton_krylov", "implicit", 0, marks=pytest.mark.slow),
+        pytest.param("broyden", "shine", None, marks=pytest.mark.slow),
     ],
 )
 def test_equal_to_leaves_one_by_one(monkeypatch, solver, adjoint, axis):
@@ -139,6 +139,7 @@ def test_a_solve_is_resumed():
     assert relative(rest.z, whole.z) < 1e-8
 
 
+@pytest.mark.slow
 def test_samples_that_are_done_are_left_behind():
     z0 = start(8)
     theta = jnp.linspace(0.1, 0.9, 8)

@@ -162,6 +162,7 @@ def test_recipes_follow_layer_and_size():
     assert sudoku.recipe([]).train.learning_rate != four.train.learning_rate
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(tiny, tmp_path, capsys):
     run(sudoku, "--layer", "satnet", *tiny)
     whole = tmp_path / "sudoku-4x4-satnet-puzzles-seed0"
