@@ -85,12 +85,15 @@ def _gradient(folder: Path) -> str:
 
 
 def _learned(runs: list[dict[str, Any]]) -> str:
-    epochs = lambda told: f"{told['curve'][-1]['epoch']:g}" if told.get("curve") else "0"
+    def epochs(told: dict[str, Any]) -> str:
+        reached = f"{told['curve'][-1]['epoch']:g}" if told.get("curve") else "0"
+        return reached + (", unfinished" if told.get("unfinished") else "")
+
     rows = [
         [
             *_row(told),
             told["gradient"],
-            epochs(told) + (", unfinished" if told.get("unfinished") else ""),
+            epochs(told),
         ]
         for told in sorted(runs, key=lambda t: (t["size"], t["layer"], t["split"], t["seed"]))
     ]
