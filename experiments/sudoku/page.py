@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,10 @@ def write() -> str:
     """The Markdown of everything recorded; its pictures are drawn on the way."""
     if not results.folders():
         raise OptionError("nothing is recorded yet: name --runs")
-    runs = [json.loads((f / results.SCORES).read_text()) for f in results.folders()]
+    runs = [
+        json.loads((f / results.SCORES).read_text()) | dict(gradient=_gradient(f))
+        for f in results.folders()
+    ]
     curves = [r for r in runs if r.get("curve")]
     if curves:
         picture.against_epochs(results.RECORDED / "epochs.png", curves)
@@ -72,13 +76,28 @@ HEAD = [
 HEAD += ["loss", "solves converged", "parameters", "CPU"]
 
 
+def _gradient(folder: Path) -> str:
+    """What trained the run in that folder."""
+    options = json.loads((folder / "config.json").read_text())
+    if options["layer"] == "optnet":
+        return f"smoothed, {options['smoothing']:g}"
+    return "implicit" if options["damping"] <= 1e-6 else f"damped, {options['damping']:g}"
+
+
 def _learned(runs: list[dict[str, Any]]) -> str:
-    epochs = lambda told: f"{told['curve'][-1]['epoch']:g}" if told.get("curve") else "0"
+    def epochs(told: dict[str, Any]) -> str:
+        reached = f"{told['curve'][-1]['epoch']:g}" if told.get("curve") else "0"
+        return reached + (", unfinished" if told.get("unfinished") else "")
+
     rows = [
-        [*_row(told), epochs(told) + (", unfinished" if told.get("unfinished") else "")]
+        [
+            *_row(told),
+            told["gradient"],
+            epochs(told),
+        ]
         for told in sorted(runs, key=lambda t: (t["size"], t["layer"], t["split"], t["seed"]))
     ]
-    return table([*HEAD, "epochs"], rows)
+    return table([*HEAD, "gradient", "epochs"], rows)
 
 
 def _spectral(runs: list[dict[str, Any]]) -> str:
@@ -135,8 +154,9 @@ compilation, training and every evaluation.
 ## Learned by gradients
 
 SATNet's paper has 98.3% of 9×9 test boards after 100 epochs (arXiv 1905.12149), on boards of about
-36 clues: those here have 33.8 and are harder, so the figures do not compare as like with like. The
-gradient of optnet is smoothed: at a Sudoku's solution the exact one is zero.
+36 clues: those here have 33.8 and are harder, so the figures do not compare as like with like. Two
+kinds of gradient are approximations: optnet's is smoothed, since at a Sudoku's solution the exact
+one is zero, and "damped" is satnet's with a backward damping above 1e-6.
 
 {learned}
 
