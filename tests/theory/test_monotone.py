@@ -215,5 +215,6 @@ def test_bad_input_in_one_sentence():
         monotone.monotone(np.ones((2, 2)), np.ones((2, 2)), 0.0)
 
 
+@pytest.mark.slow
 def test_sharded(on_devices):
     on_devices(2, str(Path(__file__).with_name("sharded_programs.py")), "splitting universality")
