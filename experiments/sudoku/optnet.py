@@ -17,7 +17,7 @@ from flax import nnx
 
 from deqjax import Stats
 from deqjax._errors import check_integer, check_tolerance
-from deqjax.implicit import qp
+from deqjax.nn import OptNet
 from deqjax.training import OptionError
 
 from .answer import Answer, digits_one_hot
@@ -50,15 +50,21 @@ class OptNetOptions:
                 raise OptionError(f"--{name.replace('_', '-')} must be positive, and is 0")
 
 
-class OptNetSudoku(nnx.Module):
+class OptNetSudoku(OptNet):
     """z of the quadratic program: a score of every digit in every cell."""
 
     def __init__(self, options: OptNetOptions, size: int, rngs: nnx.Rngs):
-        shape = (options.equalities, size**3)
-        self.A = nnx.Param(jax.random.normal(rngs.params(), shape) / shape[1] ** 0.5)
-        self.log_z0 = nnx.Param(jnp.zeros(shape[1]))
+        super().__init__(
+            size**3,
+            equalities=options.equalities,
+            quadratic=options.quadratic,
+            smoothing=options.smoothing,
+            rtol=options.qp_rtol,
+            max_steps=options.qp_max_steps,
+            on_failure="ignore",  # in the metrics instead
+            rngs=rngs,
+        )
         self.clue_weight = nnx.Variable(jnp.asarray(options.clue_weight))
-        self.options = options
 
     @property
     def equalities(self) -> int:
@@ -70,19 +76,8 @@ class OptNetSudoku(nnx.Module):
         self.log_z0[...] = jnp.asarray(np.log(z0), self.log_z0.dtype)
 
     def __call__(self, puzzles: jax.Array, adjoint_probe: Stats | None = None) -> Answer:
-        n, A = puzzles.shape[-1], self.A[...]
-        solution = qp(
-            jnp.full(n**3, self.options.quadratic),
-            -self.clue_weight[...] * digits_one_hot(puzzles),
-            A,
-            A @ jnp.exp(self.log_z0[...]),
-            lower=0.0,
-            rtol=self.options.qp_rtol,
-            max_steps=self.options.qp_max_steps,
-            gradient="smoothed",
-            smoothing=self.options.smoothing,
-            on_failure="ignore",  # in the metrics instead
-        )
+        n = puzzles.shape[-1]
+        solution = super().__call__(self.clue_weight[...] * digits_one_hot(puzzles))
         return Answer(solution.z.reshape(len(puzzles), n, n, n), solution.stats)
 
     def losses(self, scores: jax.Array, wanted: jax.Array) -> jax.Array:
