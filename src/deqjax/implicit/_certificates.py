@@ -1,4 +1,4 @@
-"""Proofs that a program has no solution, checked on vectors that a solve which ran away left.
+"""Proofs that a program has no solution, checked on the directions in which a solve runs away.
 
 Infeasible (Farkas): y = (ν, λ ≥ 0) with g = Aᵀν + Cᵀλ and t = bᵀν + dᵀλ < 0. Each feasible z has
 gᵀz ≤ t, so that ‖z‖∞ ≥ |t|/‖g‖₁: there is none within that radius, and with g = 0 none at all.
@@ -15,8 +15,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ._active_set import apply
-from ._interior_point import Method
+from ._optimality import Method
 from ._quadratic import Point, largest
 
 RADIUS = {"float32": 1e4, "float64": 1e7}
@@ -30,7 +29,7 @@ def infeasible(method: Method, x: Point) -> jax.Array:
     scale = 1 / jnp.where(size > 0, size, 1)
     lam, nu = lam * scale, x.nu * scale
     zero = jnp.zeros_like(lam)
-    g = apply(method, zero, ends, Point(jnp.zeros_like(x.z), nu, lam)).z
+    g = method.apply(zero, ends, Point(jnp.zeros_like(x.z), nu, lam)).z
     terms = jnp.concatenate(
         [program.e[:, : layout.p] * nu, jnp.where(ends, program.d(layout), 0) * lam], axis=1
     )
@@ -41,12 +40,12 @@ def infeasible(method: Method, x: Point) -> jax.Array:
 
 
 def unbounded(method: Method, x: Point) -> jax.Array:
-    """Whether z of x, which has run away, is such a ray, bool (batch,)."""
+    """Whether z of x is such a ray, bool (batch,)."""
     size = largest(x.z)
     v = x.z / jnp.where(size > 0, size, 1)
     fall = -jnp.sum(method.program.q * v, axis=1)
     zero = jnp.zeros_like(x.lam)
-    image = apply(method, zero, method.ends, Point(v, jnp.zeros_like(x.nu), zero))
+    image = method.apply(zero, method.ends, Point(v, jnp.zeros_like(x.nu), zero))
     off = jnp.concatenate(
         [largest(image.z), largest(image.nu), largest(jnp.maximum(image.lam, 0))], axis=1
     ).max(axis=1)

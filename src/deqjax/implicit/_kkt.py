@@ -24,7 +24,6 @@ from ._products import (
     diagonal,
     lower_inverse,
     lower_solve,
-    outer,
     plus_diagonal,
     products,
     times,
@@ -107,9 +106,7 @@ class Factor(NamedTuple):
     pivots: jax.Array
 
 
-def factor(
-    layout: Layout, eq: Equations, w: jax.Array, on: jax.Array, boost: jax.Array
-) -> Factor:
+def factor(layout: Layout, eq: Equations, w: jax.Array, on: jax.Array, boost: jax.Array) -> Factor:
     """The system with the rows `on` of C, (batch, r); dλ = 0 for the others.
 
     w = 0 is allowed: a bound that is on then fixes its unknown.
@@ -200,9 +197,7 @@ def _with_bounds(layout, eq, w, on, boost) -> Factor:
         hold = r1 - of_H(dz) - pulled
         low = high = None
         if r_low is not None:
-            low = jnp.where(
-                w_low > 0, -(dz + r_low) / jnp.where(w_low > 0, w_low, 1), -hold
-            )
+            low = jnp.where(w_low > 0, -(dz + r_low) / jnp.where(w_low > 0, w_low, 1), -hold)
             low = jnp.where(on_low, low, 0)
         if r_high is not None:
             high = jnp.where(w_high > 0, (dz - r_high) / jnp.where(w_high > 0, w_high, 1), hold)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ._interior_point import Method
 from ._kkt import Hessian, equations
+from ._optimality import Method
 from ._products import cholesky, diagonal, lower_inverse, plus_diagonal, times, transposed_times
 from ._quadratic import Layout, Program, Units, largest, power_of_two
 
@@ -57,7 +57,11 @@ def _cleaned(program: Program, layout: Layout) -> tuple[Program, jax.Array]:
     e = program.e
     needed = [*program[:3], e[:, : layout.p]]
     ends = [-e[:, layout.p :]]
-    ends += [x for x in (program.lower, None if program.upper is None else -program.upper) if x is not None]
+    ends += [
+        x
+        for x in (program.lower, None if program.upper is None else -program.upper)
+        if x is not None
+    ]
     sound = jnp.ones(e.shape[0], bool)
     for x in needed:
         sound &= jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=1)

@@ -119,7 +119,7 @@ def _batched(name: str, x: jax.Array, diagonal: bool) -> bool:
 
 
 def _check_shapes(parts: dict[str, jax.Array], n: int, diagonal: bool) -> None:
-    if not diagonal and parts["Q"].shape[-2:] != (n, n) or parts["Q"].shape[-1] != n:
+    if (not diagonal and parts["Q"].shape[-2:] != (n, n)) or parts["Q"].shape[-1] != n:
         raise ValueError(
             f"Q must be ({n}, {n}), or ({n},) for a diagonal one, since q has {n} entries; got "
             f"{parts['Q'].shape}"

@@ -15,8 +15,10 @@ from .._solution import Status
 from .._state import select
 from . import _certificates as certificates
 from ._active_set import Polished, polished, solved
-from ._interior_point import Errors, Method, State, begin, run
+from ._interior_point import State, begin, run
 from ._kkt import factor, ridge
+from ._least_norm import least_norm
+from ._optimality import Errors, Method
 from ._products import outer
 from ._program_units import ready
 from ._quadratic import Layout, Point, Program, Units, largest, residuals
@@ -98,12 +100,14 @@ def solve(program: Program, layout: Layout, options: Options) -> Answer:
         converged = state.arrived
     else:
         loose = Errors(*(jnp.maximum(t, LOOSE[dtype.name]) for t in tol))
-        ask = lambda tight: Errors(*(jnp.where(tight[:, None], t, u) for t, u in zip(tol, loose, strict=True)))
+        ask = lambda tight: Errors(
+            *(jnp.where(tight[:, None], t, u) for t, u in zip(tol, loose, strict=True))
+        )
         same = jnp.all(jnp.concatenate(tol, 1) >= jnp.concatenate(loose, 1), axis=1)
 
         def body(c: _Rounds) -> _Rounds:
             state = run(method, c.state, ask(c.tight), options.max_steps)
-            new = polished(method, state.x, state.s, state.arrived & ~c.done)
+            new = polished(method, state.x, state.binding, state.arrived & ~c.done)
             limit = jnp.max(jnp.concatenate(tol, 1), axis=1)
             accepted = state.arrived & (new.merit <= jnp.minimum(limit, state.merit))
             take = accepted & ~c.done
@@ -127,9 +131,13 @@ def solve(program: Program, layout: Layout, options: Options) -> Answer:
     x = Point(*(jnp.where(nowhere[:, None], 0, v) for v in x))
     z = x.z
     if program.lower is not None:
-        z = jnp.where(nowhere[:, None] & made.sound[:, None], jnp.maximum(z, method.program.lower), z)
+        z = jnp.where(
+            nowhere[:, None] & made.sound[:, None], jnp.maximum(z, method.program.lower), z
+        )
     if program.upper is not None:
-        z = jnp.where(nowhere[:, None] & made.sound[:, None], jnp.minimum(z, method.program.upper), z)
+        z = jnp.where(
+            nowhere[:, None] & made.sound[:, None], jnp.minimum(z, method.program.upper), z
+        )
     x = x._replace(z=z)
     on = jnp.where(taken[:, None], found.on, method.ends & (x.lam > own[1]))
     slack = jnp.where(method.ends, -method.residuals(x, jnp.zeros_like(x.lam)).inequality, jnp.inf)
@@ -176,6 +184,7 @@ def _status(made, converged, state: State, method: Method) -> jax.Array:
     status = jnp.where(blown, int(Status.NONFINITE), int(Status.MAX_STEPS))
     status = jnp.where(certificates.unbounded(method, x), int(Status.UNBOUNDED), status)
     status = jnp.where(certificates.infeasible(method, x), int(Status.INFEASIBLE), status)
+    status = jnp.where(state.proof > 0, state.proof, status)
     status = jnp.where(converged, int(Status.CONVERGED), status)
     status = jnp.where(made.crossing, int(Status.INFEASIBLE), status)
     status = jnp.where(made.convex, status, int(Status.NOT_CONVEX))
@@ -220,6 +229,13 @@ def pulled_back(
     linear = factor(layout, method.eq, system.w, on, boost)
     start = Point(*(jnp.zeros_like(v) for v in right))
     solution = solved(method, linear, system.w, on, right, start)
+    left = right.plus(method.apply(system.w, on, solution), -1.0)
+    left = jnp.max(jnp.abs(jnp.concatenate(left, axis=1)), axis=1)
+    long = jnp.max(jnp.abs(jnp.concatenate(solution, axis=1)), axis=1)
+    # Above the rounding of its own product, a residual says that there is no solution; and one of
+    # that length is the inverse of a ridge.
+    lost = ~(left <= 1e-3) | ~(long <= 0.1 / ridge(layout, left.dtype) ** 0.75)
+    solution = least_norm(method, system.w, on, right, solution, good[:, 0] & lost)
     solution = Point(*(v * size for v in solution))
     sound = jnp.isfinite(jnp.concatenate(solution, axis=1)).all(axis=1, keepdims=True)
     solution = Point(*(jnp.where(good & sound, v, 0) for v in solution))

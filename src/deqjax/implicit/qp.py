@@ -225,7 +225,9 @@ def _attached(program: Program, layout: Layout, system: System, x: Point, watch:
         bars, good = _once(layout, system, program, bar)
         if watch.policy == "nan":
             shape = lambda v: good.reshape(-1, *(1,) * (v.ndim - 1))
-            mark = lambda v: jnp.where(shape(v) if v.shape[0] == good.size else good.all(), v, jnp.nan)
+            mark = lambda v: jnp.where(
+                shape(v) if v.shape[0] == good.size else good.all(), v, jnp.nan
+            )
             bars = jax.tree.map(mark, bars)
         return bars, None, None
 
@@ -258,7 +260,9 @@ def _results(program, layout, x: Point, stats: QPStats, axis, dtype) -> QPSoluti
     lam, lower, upper = layout.split(x.lam)
     real = lambda v: None if v is None else out(v.astype(dtype))
     G, h = program.M[:, layout.p :], program.e[:, layout.p :]
-    slack = h - jnp.einsum("bmn,bn->bm", jnp.broadcast_to(G, (len(h), *G.shape[1:])), x.z, precision="highest")
+    slack = h - jnp.einsum(
+        "bmn,bn->bm", jnp.broadcast_to(G, (len(h), *G.shape[1:])), x.z, precision="highest"
+    )
     stats_out = stats
     if axis is None:
         trace = stats.trace

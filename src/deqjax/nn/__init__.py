@@ -8,6 +8,7 @@ from .language_model import LanguageModel as LanguageModel
 from .language_model import LanguageModelOutput as LanguageModelOutput
 from .log_likelihood import cross_entropy as cross_entropy
 from .lstm import LSTMLanguageModel as LSTMLanguageModel
+from .optnet import OptNet as OptNet
 from .prelude import Prelude as Prelude
 from .recurrent import Recurrent as Recurrent
 from .scanned import NarrowScannedStack as NarrowScannedStack
