@@ -36,11 +36,6 @@ class Hoisted(NamedTuple):
     collectives: tuple
 
 
-def fronted(hoisted: Hoisted, axis: int | None) -> Hoisted:
-    """The same of a state with the batch first, on one device: types of arrays play no part."""
-    return hoisted._replace(pure=hoisted.pure.fronted(axis), out=None)
-
-
 def is_plain(*trees: PyTree) -> bool:
     """Whether no type of an array says anything of devices."""
     leaves = jax.tree.leaves(trees)

@@ -9,44 +9,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-from ._closure import hoist, vary_like, vary_with
 
 PyTree = Any
 
 # More than this many choices of leaves are not tried.
 CHOICES = 256
-
-
-class Restriction(NamedTuple):
-    """f on a part of the batch, in two steps, so that the first is done once and not in the loop.
-
-    Attributes:
-        prepare: prepare(index) -> context, index of shape (size,).
-        apply: apply(z, context) -> f(z) for leaves of z (size, ...).
-    """
-
-    prepare: Callable[[jax.Array], PyTree]
-    apply: Callable[[PyTree, PyTree], PyTree]
-
-    def pure(self, z: PyTree, size: int) -> tuple[Callable, list]:
-        """A function restricted(index, inputs) -> f without closures, and its inputs."""
-        index = vary_with(jnp.zeros((size,), jnp.int32), z)
-        part = take(z, index)
-        prepare, prepare_inputs, context, _ = hoist(self.prepare, index)
-        context = vary_like(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), context), context)
-        apply, apply_inputs, *_ = hoist(lambda zc: self.apply(*zc), (part, context))
-
-        def restricted(index, inputs):
-            for_prepare, for_apply = inputs
-            context = prepare(index, for_prepare)
-            return lambda z: apply((z, context), for_apply)
-
-        return restricted, [prepare_inputs, apply_inputs]
 
 
 def take(tree: PyTree, index: jax.Array, axis: int = 0) -> PyTree:

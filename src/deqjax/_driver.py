@@ -7,7 +7,7 @@ moment it ends, so that a solver holds nothing but its update rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,10 +17,12 @@ from jax import lax
 
 from ._closure import loop_carry
 from ._compaction import put_back, take
+from ._equation import Equation
+from ._layout import by_leaf
 from ._measure import Measure, Tolerances, power_of_two, unit_of
 from ._root import BALANCED, MEASURED, Root, measured
 from ._solution import Stats, Status
-from ._state import dot, largest, norm, select, times
+from ._state import largest, norm, select, times
 from .solvers.base import Cell, Point, Solver, Step
 
 PyTree = Any
@@ -68,7 +70,7 @@ class _Carry(NamedTuple):
 
 
 def run(
-    f: Callable,
+    equation: Equation,
     z0: PyTree,
     solver: Solver,
     *,
@@ -76,15 +78,15 @@ def run(
     trace: bool = False,
     resume: Resume | None = None,
     loop: Callable | None = None,
-    collectives: tuple = (),
-    stages: Sequence[Stage] = (),
     root: Root | None = None,
     yardstick: PyTree = None,
 ) -> Result:
     """Solve z = f(z) from z0.
 
     Args:
-        f: on states with the batch on axis 0.
+        equation: with the parts that the solver wants. Where f communicates, all devices along
+            those axes must take the same number of steps, or they would wait for each other for
+            ever: they go on until the last one is done, and those that are done stay frozen.
         z0: leaves (batch, ...).
         solver: with its options final.
         batched: False if the batch is the one that `to_front` added: no sample then goes on without
@@ -92,27 +94,24 @@ def run(
         trace: record the residual of every step.
         resume: the `state` of an earlier result on like states: keep its history.
         loop: `Adjoint.loop` of an adjoint that differentiates the loop; None is a while loop.
-        collectives: named axes over which f communicates. All devices along them must then take
-            the same number of steps, or they would wait for each other for ever: they go on until
-            the last one is done, and those that are done stay frozen.
-        stages: smaller batches for the unfinished samples, one after the other.
         root: f is g, and g(z) = 0 is solved. See `deqjax._root`.
         yardstick: v of a linear equation, leaves (batch, ...): residuals are compared with ‖v‖.
     """
     tol = solver.tolerances(z0)
     phases = solver.phases()
-    cell = Cell(f, collectives, tol=tol)
+    cell = Cell(equation, equation.collectives, tol=tol)
+    sizes = solver.batch_sizes(jax.tree.leaves(z0)[0].shape[0]) if equation.parts else ()
     carry, age = _start(cell, z0, solver, phases[-1][0], trace, resume, root, yardstick)
-    freeze, linear = batched or bool(collectives), yardstick is not None
-    checks = batched and not stages and not solver.has_inner_loops
+    freeze, linear = batched or bool(equation.collectives), yardstick is not None
+    checks = batched and not sizes
     rules = _Rules(solver, tol, age, freeze, loop, linear, checks)
     *first, (last, _) = phases
     for phase, steps in first:
         carry = _phase(cell, carry, phase, rules, steps or tol.max_steps)
-    if root is not None and not stages and loop is None:
+    if root is not None and not sizes and loop is None:
         carry = _until_it_holds(cell, carry, last, rules)
     else:
-        carry = _stages(cell, carry, last, rules, stages)
+        carry = _stages(cell, carry, last, rules, sizes)
         if root is not None:
             carry = _remeasured(cell, carry, rules, Status.INCONSISTENT)
     if checks:
@@ -121,13 +120,6 @@ def run(
     elif batched:
         carry = _checked(replace(cell, measure=carry.measure), carry, rules)
     return _finish(carry, rules)
-
-
-class Stage(NamedTuple):
-    """A batch of `size` samples. restrict(index) -> f on the samples in index, (size,)."""
-
-    size: int
-    restrict: Callable
 
 
 class _Rules(NamedTuple):
@@ -153,18 +145,21 @@ def _phase(f: Cell, carry: _Carry, solver: Solver, rules: _Rules, steps: int) ->
     return mine._replace(solver_state=last)
 
 
-def _stages(f: Cell, carry, solver, rules, stages: Sequence[Stage], samples=None) -> _Carry:
-    """The loop on this batch until the unfinished samples fit into the next one; then on that."""
-    if not stages:
+def _stages(f: Cell, carry, solver, rules, sizes: tuple[int, ...], whole=None) -> _Carry:
+    """The loop on this batch until the unfinished samples fit into the next one; then on that.
+
+    whole: the equation of the whole batch, and which samples of it are in hand.
+    """
+    if not sizes:
         return _loop(f, carry, solver, rules)
-    (size, restrict), *rest = stages
+    size, *rest = sizes
+    equation, samples = whole or (f.call, None)
     carry = _loop(f, carry, solver, rules, until=size)
     # Unfinished samples first.
     index = jnp.argsort(carry.status != Status.RUNNING, stable=True)[:size].astype(jnp.int32)
     samples = index if samples is None else samples[index]
-    part = _stages(
-        Cell(restrict(samples), f.collectives), _take(carry, index), solver, rules, rest, samples
-    )
+    part = Cell(equation.rows(samples), f.collectives)
+    part = _stages(part, _take(carry, index), solver, rules, tuple(rest), (equation, samples))
     return _put(carry, index, part)
 
 
@@ -317,14 +312,10 @@ def _measured(f: Cell, z0, value, root: Root | None, yardstick, resume) -> tuple
 
 def _by_leaf(point: Point, unit: jax.Array) -> jax.Array | None:
     """The relative residual of each leaf, (batch, leaves)."""
-    residuals, values = jax.tree.leaves(point.residual), jax.tree.leaves(point.fz)
-    if len(values) == 1:
+    squares, of_values = (by_leaf(lax.stop_gradient(x)) for x in (point.r, point.fz))
+    if squares is None or of_values is None:
         return None
-
-    def squares(leaves):
-        return jnp.stack([dot(x, x) for x in lax.stop_gradient(leaves)], axis=1)
-
-    residual, size = jnp.sqrt(squares(residuals)) * unit[:, None], jnp.sqrt(squares(values))
+    residual, size = jnp.sqrt(squares) * unit[:, None], jnp.sqrt(of_values)
     return residual / jnp.where(size > 0, size, 1)
 
 

@@ -1,4 +1,4 @@
-"""The equilibrium as a differentiable function: the driver inside a `custom_vjp`.
+"""The equilibrium as a differentiable function: the driver, and a rule for derivatives of z*.
 
 Both `fixed_point` and the implicit adjoint call `equilibrium`, so that the adjoint of the adjoint,
 and so on to any order, is the same code again.
@@ -7,30 +7,23 @@ and so on to any order, is the same code again.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._closure import (
-    Hoisted,
-    hoist,
-    is_differentiable,
-    laid_out_like,
-    spread_otherwise,
-    vary_like,
-    vary_with,
-)
-from ._compaction import Restriction, take
-from ._driver import Result, Resume, Stage, run
+from ._closure import Hoisted, vary_like
+from ._compaction import take
+from ._driver import Result, Resume, run
+from ._equation import Equation, Rows
 from ._failure import Watch
+from ._layout import INNER, Layout
 from ._program import concrete, program, still
 from ._root import Root, balanced
 from ._solution import Stats
-from ._state import from_front, to_front
 from ._switches import with_own_arithmetic
 from .adjoints.base import Adjoint, Ending
 from .solvers.base import Solver, added
@@ -50,107 +43,111 @@ def equilibrium(
     resume: Resume | None = None,
     probe: Stats | None = None,
     forward_mode: bool = False,
-    restriction: Restriction | None = None,
+    rows: Rows | None = None,
     root: bool = False,
     yardstick: PyTree = None,
-    axis: int | None = 0,
+    layout: Layout = INNER,
 ) -> Result:
     """Solve z = f(z) with the batch on axis 0, differentiable in everything f closes over.
 
     Args:
         f: traced already, where `is_plain`.
         watch: what is done if this solve fails, or one that differentiating it takes.
-        restriction: f on a part of the batch, for solvers that leave finished samples behind.
+        rows: f on a part of the batch, for solvers that leave finished samples behind.
         root: f is g, and g(z) = 0 is solved.
         yardstick: v of a linear equation, see `run`.
-        axis: where the batch is in the z that is returned, as `from_front` takes it.
+        layout: that of the z that is returned.
     """
-    marked = lambda z, stats: from_front(watch.mark(z, stats, solver), axis)
     if not adjoint.differentiates_loop:
-        # Before the cast below, whose transpose would be a sum over devices of zeros.
+        # Before z0 is typed like f(z0), whose transpose would be a sum over devices of zeros.
         z0 = still(z0)
-    if isinstance(f, Hoisted):
-        pure, inputs, _, collectives = f
-    else:
-        z0, (pure, inputs, _, collectives) = _typed(f, z0)
-    slope = (
-        _slope(pure.values, lax.stop_gradient(inputs), z0, learns=solver.learns_slopes)
-        if root
-        else None
-    )
-    rules: dict[str, Any] = dict(
-        solver=solver, batched=batched, trace=trace, collectives=collectives
-    )
-
-    batch = jax.tree.leaves(z0)[0].shape[0]
-    sizes = solver.batch_sizes(batch) if restriction else ()
-    # The adjoint solve may leave samples behind where this one does not.
-    every = sorted({*sizes, *adjoint.batch_sizes(batch)}) if restriction else []
-    parts, part_inputs = {}, {}
-    for size in every:
-        assert restriction is not None
-        # Apart: the rule for derivatives keeps the first, and must not keep arrays alive.
-        parts[size], part_inputs[size] = restriction.pure(z0, size)
-    part_inputs = lax.stop_gradient(part_inputs)
-
-    def stages(sizes, part_inputs):
-        return [Stage(n, partial(parts[n], inputs=part_inputs[n])) for n in sizes]
-
+    z0, equation = Equation.traced(f, z0)
+    if rows is not None:
+        batch = jax.tree.leaves(z0)[0].shape[0]
+        # The adjoint solve may leave samples behind where this one does not.
+        sizes = {*solver.batch_sizes(batch), *adjoint.batch_sizes(batch)}
+        equation = equation.with_parts(rows, z0, sorted(sizes))
+    slope = _slope(equation.values.still, z0, learns=solver.learns_slopes) if root else None
+    call = _Call(solver, adjoint, watch, layout, dict(batched=batched, trace=trace))
     if adjoint.differentiates_loop:
-        given = (inputs, z0, resume, lax.stop_gradient(slope), None)
-        result = watch.hear(_run(pure, *given, **rules, adjoint=adjoint), solver)
-        # Gradients flow through z alone.
-        stats, state = lax.stop_gradient((result.stats, result.state))
-        return Result(marked(result.z, stats), stats, state)
-
-    # z* is solved for outside of any derivative; a rule for derivatives is then attached to it.
-    values = pure if solver.differentiates else pure.values
+        return _through_the_steps(call, equation, z0, resume, slope)
     resume, slope = still((resume, slope))
-    given = (values, still(inputs), z0, resume, slope, yardstick)
-    if sizes:
-        result = _run.inline(*given, **rules, stages=stages(sizes, part_inputs))
+    result = _solved(call, equation, z0, resume, slope, yardstick)
+    if concrete((equation, probe)):
+        z = layout.outer(watch.mark(result.z, result.stats, solver))
+    elif forward_mode:
+        z = _in_both_modes(call, equation, result, slope)
     else:
-        result = _run(*given, **rules)
-    watch.hear(result, solver)
+        z = _by_adjoint(call, equation, result, resume, slope, probe)
+    return result._replace(z=z)
 
-    if concrete((inputs, probe)):
-        return result._replace(z=marked(result.z, result.stats))
-    is_theta = tuple(is_differentiable(x) for x in inputs)
-    theta = [x for x, t in zip(inputs, is_theta, strict=True) if t]
-    other = [x for x, t in zip(inputs, is_theta, strict=True) if not t]
-    if forward_mode:
-        cell = partial(_cell, pure, is_theta)
-        z = _both_modes(cell, theta, other, result.z, adjoint, watch, slope, rules)
-        return result._replace(z=marked(z, result.stats))
 
+class _Call(NamedTuple):
+    """What a call has chosen. rules: how it is run, as `run` takes it."""
+
+    solver: Solver
+    adjoint: Adjoint
+    watch: Watch
+    layout: Layout
+    rules: dict[str, Any]
+
+    def marked(self, z: PyTree, stats: Stats) -> PyTree:
+        """z as it is returned, from z as it is inside."""
+        return self.layout.outer(self.watch.mark(z, stats, self.solver))
+
+
+# ------------------------------------------------------------------- three ways to a derivative
+
+
+def _through_the_steps(call: _Call, equation: Equation, z0, resume, root) -> Result:
+    """The solver's own steps are differentiated."""
+    solver, adjoint, watch, _, rules = call
+    given = (z0, resume, lax.stop_gradient(root), None)
+    result = _run(equation, *given, solver=solver, **rules, adjoint=adjoint)
+    watch.hear(result.stats, solver)
+    # Gradients flow through z alone.
+    stats, state = lax.stop_gradient((result.stats, result.state))
+    return Result(call.marked(result.z, stats), stats, state)
+
+
+def _solved(call: _Call, equation: Equation, z0, resume, root, yardstick) -> Result:
+    """z* outside of any derivative: a rule is then attached to it."""
+    solver, _, watch, _, rules = call
+    values = equation if solver.differentiates else equation.values
+    result = _run(values.still, z0, resume, root, yardstick, solver=solver, **rules)
+    watch.hear(result.stats, solver)
+    return result
+
+
+def _by_adjoint(call: _Call, equation: Equation, result: Result, resume, root, probe) -> PyTree:
+    """z* with a rule for reverse mode: θ̄ = uᵀ ∂f/∂θ, with the adjoint's u."""
+    solver, adjoint, watch, layout, rules = call
+    batched = rules["batched"]
+
+    # Arrays are arguments: what the rule closed over, it would keep alive.
     @jax.custom_vjp
-    def attached(theta, other, end, probe, part_inputs, root):
-        return from_front(end.z, axis)
+    def attached(theta, rest, end, probe, root):
+        return layout.outer(end.z)
 
-    def forward(theta, other, end, probe, part_inputs, root):
+    def forward(theta, rest, end, probe, root):
         # Not the bare z: a second derivative differentiates this line.
-        z = attached(theta, other, end, probe, part_inputs, root)
-        end = end._replace(z=to_front(z, axis))
-        return z, (theta, other, end, probe, part_inputs, root)
+        z = attached(theta, rest, end, probe, root)
+        return z, (theta, rest, end._replace(z=layout.inner(z)), probe, root)
 
     @with_own_arithmetic
     def backward(saved, v):
-        theta, other, end, probe, part_inputs, root = saved
-        v = to_front(v, axis)
-        arrays = (end, theta, other, v, root)
-        options = dict(is_theta=is_theta, adjoint=adjoint, batched=batched, watch=watch.quiet())
-        if not every and concrete(arrays) and _pull_back.is_compiled(pure, options):
-            theta_bar, stats, solved = _pull_back(pure, *arrays, **options)
+        theta, rest, end, probe, root = saved
+        arrays = (end, theta, layout.inner(v), root)
+        options = dict(adjoint=adjoint, batched=batched, watch=watch.quiet())
+        if concrete((rest, arrays)) and _pull_back.is_compiled(rest, options):
+            theta_bar, stats, solved = _pull_back(rest, *arrays, **options)
             for each in solved:
-                watch.of("adjoint solve").hear(Result(end.z, each, None), solver)  # type: ignore[arg-type]
+                watch.of("adjoint solve").hear(each, solver)
         else:
-            options |= dict(
-                watch=watch, parts=_transposed(stages(every, part_inputs), end.z, v, root)
-            )
-            theta_bar, stats, _ = _pull_back.inline(pure, *arrays, **options)
+            theta_bar, stats, _ = _pull_back.inline(rest, *arrays, **options | dict(watch=watch))
         if adjoint.can_fail:
-            watch.of("way back of the adjoint").hear(Result(end.z, stats, None), solver)  # type: ignore[arg-type]
-        return theta_bar, None, None, _report(stats, probe), None, None
+            watch.of("way back of the adjoint").hear(stats, solver)
+        return theta_bar, None, None, _report(stats, probe), None
 
     attached.defvjp(forward, backward)
     end = Ending(result.z, converged=result.stats.converged)
@@ -158,131 +155,130 @@ def equilibrium(
         before = 0 if resume is None else resume.age
         state = result.state
         end = Ending(result.z, state.solver_state, before + result.stats.steps, state.best_step)
-    z = attached(theta, other, end, probe, part_inputs, slope)
-    return result._replace(z=watch.mark(z, result.stats, solver, axis))
+    z = attached(*equation.parted(), end, probe, root)
+    return watch.mark(z, result.stats, solver, layout.axis)
 
 
-def _typed(f: Callable, z0: PyTree) -> tuple[PyTree, Hoisted]:
-    """z0 and f, traced, of one type: a loop's carry has one.
+def _in_both_modes(call: _Call, equation: Equation, result: Result, root) -> PyTree:
+    """z* with a rule that goes forward, ż = (I − J)⁻¹ ∂f/∂θ θ̇, and whose transpose is exact.
 
-    Inside `shard_map`, what steps a solve takes depends on all leaves: they vary together.
+    The linear solve is a fixed-point solve like any other, ż = J ż + b; transposed, it is the
+    implicit adjoint's.
     """
-    traced = hoist(f, z0)
-    typed = vary_with(laid_out_like(z0, traced.out), (z0, traced.out))
-    if not (spread_otherwise(z0, typed) or spread_otherwise(traced.out, typed)):
-        return z0, traced
-    return typed, hoist(lambda z: laid_out_like(vary_with(f(z), z), z), typed)
+    solver = call.adjoint.linear_solver(call.solver)
+
+    def linear_solve(watch, matvec, b):
+        def f(u):
+            return jax.tree.map(lambda u, au, b: u - au + b, u, matvec(u), b)
+
+        # The loop of a linear map is differentiated by nobody: it may close over tracers.
+        linear = replace(equation, code=_Closure(f), inputs=[], parts={})
+        result = run(linear, b, solver, batched=call.rules["batched"], yardstick=b)
+        watch.hear(result.stats, solver)
+        return watch.mark(result.z, result.stats, solver)
+
+    @jax.custom_jvp
+    def solution(theta, rest, z):
+        return z
+
+    @solution.defjvp
+    @with_own_arithmetic
+    def tangent(primals, tangents):
+        (theta, rest, _), (theta_dot, *_) = primals, tangents
+        # Not the bare z: a second derivative differentiates this line.
+        z = solution(*primals)
+        cell = lambda z, theta: _Seen(rest.joined(theta), root)(z)
+        _, b = jax.jvp(lambda theta: cell(z, theta), (theta,), (theta_dot,))
+        _, jacobian = jax.linearize(lambda z: cell(z, theta), z)
+
+        def matvec(u):
+            return jax.tree.map(jnp.subtract, u, jacobian(u))
+
+        forward, transposed = (
+            partial(linear_solve, call.watch.settled(f"{kind} solve"))
+            for kind in ("tangent", "adjoint")
+        )
+        return z, lax.custom_linear_solve(matvec, b, forward, transpose_solve=transposed)
+
+    return call.marked(solution(*equation.parted(), result.z), result.stats)
 
 
 # ------------------------------------------------------------------------------- its programs
 
 
 @program("learns")
-def _slope(pure, inputs, z0, *, learns) -> Root:
+def _slope(equation, z0, *, learns) -> Root:
     """How a root is seen from z0."""
-    return balanced(lambda z: pure(z, inputs), z0, learns)
+    return balanced(equation, z0, learns)
 
 
-@program("solver", "batched", "trace", "collectives", "adjoint")
-def _run(pure, inputs, z0, resume, root, yardstick, *, adjoint=None, **rules) -> Result:
+@program("solver", "batched", "trace", "adjoint")
+def _run(equation, z0, resume, root, yardstick, *, solver, adjoint=None, **rules) -> Result:
     """The solve itself. adjoint: one that differentiates its loop."""
     loop = None if adjoint is None else adjoint.loop
-    f = lambda z: pure(z, inputs)
-    return run(f, z0, loop=loop, resume=resume, root=root, yardstick=yardstick, **rules)
+    given = dict(loop=loop, resume=resume, root=root, yardstick=yardstick)
+    return run(equation, z0, solver, **given, **rules)
 
 
-@program("is_theta", "adjoint", "batched", "watch")
+@program("adjoint", "batched", "watch")
 def _pull_back(
-    pure, end, theta, other, v, root, *, is_theta, adjoint, batched, watch, parts=None
+    rest: Equation, end, theta, v, root, *, adjoint, batched, watch
 ) -> tuple[list, Stats, list[Stats]]:
     """θ̄, what the adjoint reports, and what its solves do."""
     solved = []
+    linear = _Seen(rest.joined(theta), root).linear(end.z, v)
 
     def solve(f, u0, solver):
         result = equilibrium(
             *(f, u0, solver, adjoint, watch.of("adjoint solve")),
             batched=batched,
-            restriction=parts,
+            rows=linear if rest.parts else None,
             yardstick=still(v),
         )
         solved.append(result.stats)
         return result.z, result.stats
 
-    cell = lambda z, theta: _cell(pure, is_theta, z, theta, other, root)
+    cell = lambda z, theta: _Seen(rest.joined(theta), root)(z)
     theta_bar, stats = adjoint.pull_back(cell, theta, end, v, solve)
     return theta_bar, stats, solved
 
 
-def _merged(is_theta, theta: list, other: list) -> list:
-    a, b = iter(theta), iter(other)
-    return [next(a) if t else next(b) for t in is_theta]
+class _Seen(NamedTuple):
+    """f, of a root z + slope·g(z): the equation as adjoints differentiate it."""
+
+    equation: Equation
+    root: Root | None
+
+    def __call__(self, z: PyTree) -> PyTree:
+        fz = self.equation(z)
+        return fz if self.root is None else added(z, fz, self.root.slope)
+
+    def rows(self, index: jax.Array) -> _Seen:
+        root = None if self.root is None else take(self.root, index)
+        return _Seen(self.equation.rows(index), root)
+
+    def linear(self, z: PyTree, v: PyTree) -> Rows:
+        """u = Jᵀu + v on a part of the batch: linearised once, when the part is formed."""
+
+        def prepare(index):
+            _, pull = jax.vjp(self.rows(index), take(z, index))
+            return pull, take(v, index)
+
+        def apply(u, context):
+            pull, v = context
+            return jax.tree.map(jnp.add, pull(u)[0], v)
+
+        return Rows(prepare, apply)
 
 
-def _cell(pure, is_theta, z, theta, other, root: Root | None):
-    """f(z), of a root z + slope·g(z): what adjoints differentiate."""
-    fz = pure(z, _merged(is_theta, theta, other))
-    return fz if root is None else added(z, fz, root.slope)
+@dataclass(frozen=True, eq=False)
+class _Closure:
+    """A function where code is asked for."""
 
+    f: Callable
 
-def _transposed(stages: list[Stage], z: PyTree, v: PyTree, root: Root | None) -> Restriction | None:
-    """u = Jᵀu + v on a part of the batch: linearised once, when the part is formed."""
-    restrict = {stage.size: stage.restrict for stage in stages}
-
-    def prepare(index):
-        part, z_part = restrict[index.shape[0]](index), take(z, index)
-        slope = None if root is None else take(root.slope, index)
-        f = part if slope is None else lambda z: added(z, part(z), slope)
-        _, pull = jax.vjp(f, z_part)
-        return pull, take(v, index)
-
-    def apply(u, context):
-        pull, v = context
-        return jax.tree.map(jnp.add, pull(u)[0], v)
-
-    return Restriction(prepare, apply) if stages else None
-
-
-def _both_modes(cell, theta, other, z, adjoint, watch, root, rules) -> PyTree:
-    """The solution z with a rule that goes forward, ż = (I − J)⁻¹ ∂f/∂θ θ̇, and whose transpose is
-    exact.
-
-    The linear solve is a fixed-point solve like any other, ż = J ż + b; transposed, it is the
-    implicit adjoint's.
-    """
-
-    solver = adjoint.linear_solver(rules["solver"])
-
-    @jax.custom_jvp
-    def solution(theta, other, z):
-        return z
-
-    @solution.defjvp
-    @with_own_arithmetic
-    def tangent(primals, tangents):
-        (theta, other, _), (theta_dot, *_) = primals, tangents
-        # Not the bare z: a second derivative differentiates this line.
-        z = solution(*primals)
-        _, b = jax.jvp(lambda theta: cell(z, theta, other, root), (theta,), (theta_dot,))
-        _, jacobian = jax.linearize(lambda z: cell(z, theta, other, root), z)
-
-        def linear_solve(watch, matvec, b):
-            def f(u):
-                return jax.tree.map(lambda u, au, b: u - au + b, u, matvec(u), b)
-
-            same = {k: rules[k] for k in ("batched", "collectives")}
-            result = run(f, b, solver, **same, yardstick=b)
-            watch.hear(result, solver)
-            return watch.mark(result.z, result.stats, solver)
-
-        def matvec(u):
-            return jax.tree.map(jnp.subtract, u, jacobian(u))
-
-        forward, transposed = (
-            partial(linear_solve, watch.settled(f"{kind} solve")) for kind in ("tangent", "adjoint")
-        )
-        return z, lax.custom_linear_solve(matvec, b, forward, transpose_solve=transposed)
-
-    return solution(theta, other, z)
+    def __call__(self, z: PyTree, inputs: list) -> PyTree:
+        return self.f(z)
 
 
 def _report(stats: Stats, probe: Stats | None) -> Stats | None:

@@ -106,6 +106,17 @@ def check_fraction(name: str, value, *, low: float = 0.0, high: float = 1.0) -> 
         raise ValueError(f"{name} must be in ({low:g}, {high:g}], got {value!r}")
 
 
+def check_positive(name: str, value: Any, *, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    try:
+        inside = 0 < float(value) < math.inf  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number > 0, got {value!r}") from None
+    if not inside:
+        raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+
+
 def check_dtype(name: str, value) -> None:
     if value is None:
         return

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._driver import Result
 from ._errors import suggest
 from ._program import concrete, staged, still
 from ._solution import SolveError, Stats, Status
@@ -127,11 +126,10 @@ class Watch:
         policy = self.policy or ("ignore" if staged() else "warn")
         return replace(self, what=what, policy=policy)
 
-    def hear(self, result: Result, solver: Solver) -> Result:
-        """`result` as it is; warn or raise if it failed."""
+    def hear(self, stats: Stats, solver: Solver) -> None:
+        """Warn or raise if a solve failed."""
         if self.policy in ("nan", "ignore") or self._only_evaluates(solver):
-            return result
-        stats = result.stats
+            return
         ending = still((stats.status, stats.rel_residual, stats.steps))
         if concrete(ending):
             status = _here(ending[0])
@@ -143,7 +141,6 @@ class Watch:
             jax.debug.callback(
                 partial(self._judge, samples=stats.status.size), *_worst(jnp, *ending)
             )
-        return result
 
     def mark(self, z: PyTree, stats: Stats, solver: Solver, axis: int | None = 0) -> PyTree:
         """z, whose batch is on `axis` (`to_front`); with the policy "nan", NaN in each sample that

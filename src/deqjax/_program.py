@@ -20,8 +20,6 @@ from jax import lax
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-from ._state import from_front, to_front
-
 PyTree = Any
 
 KEPT = 256  # programs that are known
@@ -52,28 +50,25 @@ class Code:
     def __init__(self, jaxpr: Any, out: Any, *, known: bool = False, values: Code | None = None):
         self._run, self._out = jaxpr_as_fun(jaxpr), out
         self.known, self.values = known, self if values is None else values
-        self._fronted: dict[int | None, Code] = {}
+        self._within: dict[Hashable, Code] = {}
 
     def __call__(self, z: PyTree, inputs: list) -> PyTree:
         return jax.tree.unflatten(self._out, self._run(*inputs, *jax.tree.leaves(z)))
 
-    def fronted(self, axis: int | None) -> Code:
-        """The same of a state with the batch first (`to_front`)."""
-        if axis == 0:
-            return self
-        # No lock: `_Fronted` takes it again, for the values.
-        found = self._fronted.get(axis)
-        return found or self._fronted.setdefault(axis, _Fronted(self, axis))
+    def within(self, layout: Any) -> Code:
+        """The same of a state as it is laid out inside (`Layout`)."""
+        # No lock: `_Within` takes it again, for the values.
+        found = self._within.get(layout)
+        return found or self._within.setdefault(layout, _Within(self, layout))
 
 
-class _Fronted(Code):
-    def __init__(self, code: Code, axis: int | None):
-        self.known, self._code, self._axis = code.known, code, axis
-        self.values = self if code.values is code else code.values.fronted(axis)
+class _Within(Code):
+    def __init__(self, code: Code, layout: Any):
+        self.known, self._code, self._layout = code.known, code, layout
+        self.values = self if code.values is code else code.values.within(layout)
 
     def __call__(self, z: PyTree, inputs: list) -> PyTree:
-        value = self._code(from_front(z, self._axis), inputs)
-        return to_front(value, self._axis)
+        return self._layout.inner(self._code(self._layout.outer(z), inputs))
 
 
 def code_of(closed: Any, out: Any) -> Code:
@@ -99,21 +94,23 @@ def code_of(closed: Any, out: Any) -> Code:
 
 
 class Program:
-    """fun(code, *arrays, **options), compiled where that pays: where JAX would run it operation by
-    operation, and the code is a known one. The options are static."""
+    """fun(equation, *arrays, **options), compiled where that pays: where JAX would run it operation
+    by operation, and the equation's code is a known one. The options are static."""
 
     def __init__(self, fun: Callable, *options: str):
         self.inline, self._options = fun, options
-        self._compiled = jax.jit(fun, static_argnums=0, static_argnames=options)
+        self._compiled = jax.jit(fun, static_argnames=options)
 
-    def __call__(self, code: Code, *arrays, **options):
-        fun = self._compiled if self.is_compiled(code, options) else self.inline
-        return fun(code, *arrays, **options)
+    def __call__(self, equation: Any, *arrays, **options):
+        fun = self._compiled if self.is_compiled(equation, options) else self.inline
+        return fun(equation, *arrays, **options)
 
-    def is_compiled(self, code: Code, options: dict[str, Any]) -> bool:
+    def is_compiled(self, equation: Any, options: dict[str, Any]) -> bool:
         """Whether a call with these would be."""
         # What is traced while JAX records is not known.
-        if not code.known or jax.sharding.get_abstract_mesh().manual_axes:
+        if not equation.code.known or jax.sharding.get_abstract_mesh().manual_axes:
+            return False
+        if equation.parts:  # never known, and new in every call
             return False
         try:
             hash(tuple(options.values()))
@@ -127,9 +124,9 @@ def program(*options: str) -> Callable[[Callable], Program]:
     return lambda fun: Program(fun, *options)
 
 
-def at_once(fun: Callable) -> Callable:
+def at_once(fun: Callable, static: tuple[int, ...] = ()) -> Callable:
     """Small work on arrays: one program where JAX would run each operation by itself."""
-    compiled = jax.jit(fun)
+    compiled = jax.jit(fun, static_argnums=static)
     return lambda *arrays: (compiled if concrete(arrays) else fun)(*arrays)
 
 

@@ -83,12 +83,14 @@ _MESSAGES = {
     Status.UNBOUNDED: (
         "z grew while the residual did not fall: it is small only beside a z that has run away, so "
         "the equation may have no solution (or a nearly singular I - J): check it, or bound f; of "
-        "a quadratic program: its objective falls without end along a ray that was checked"
+        "a quadratic program: its objective falls without end along a ray that was checked; of a "
+        "flow: z leaves every bound before t1"
     ),
     Status.LIMITED: (
         "the adjoint's u was scaled down to max_gain times v, or is v since the forward solve had "
         "not converged: the gradient of this sample is an approximation, asked for by "
-        "Implicit(max_gain=..., unfinished='jfb')"
+        "Implicit(max_gain=..., unfinished='jfb'); of maxsat: damping above 1e-6, or a result at "
+        "exactly 0 or 1, where the angle has no derivative"
     ),
     Status.INFEASIBLE: (
         "no z meets the constraints: a certificate (Farkas) was found and checked; relax them, or "

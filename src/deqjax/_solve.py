@@ -17,16 +17,18 @@ from ._arguments import (
     checked_state,
     traced_cell,
 )
-from ._closure import fronted, hoist, is_plain
-from ._compaction import Restriction, batched_args, take
+from ._closure import Hoisted, hoist, is_plain
+from ._compaction import batched_args, take
 from ._driver import Resume
+from ._equation import Rows
 from ._equilibrium import equilibrium
 from ._failure import Watch
+from ._layout import Layout
 from ._options import DEFAULTS, Options, choose
 from ._program import at_once
 from ._scale import by, checked_scale, over, scaled
 from ._solution import Solution, Stats
-from ._state import from_front, is_sharded, to_front
+from ._state import is_sharded
 from ._switches import own_arithmetic
 from .adjoints import Adjoint
 from .solvers import Solver
@@ -61,23 +63,22 @@ def solve(
         _check_probe(probe, batch, gradient)
         if o["forward_mode"]:
             _check_forward_mode(gradient, probe)
+        exact = _exact_modes(bool(o["forward_mode"]), gradient)
+        for chosen in (forward, gradient):
+            chosen.check_call(batched=batch_axis is not None, exact_modes=exact)
         if scale is not None:
             scale = checked_scale(scale, z0)
             f, z0, args = scaled(f, scale), over(z0, scale), (scale, *args)
             traced = hoist(lambda z: f(z, *args), z0)
 
-        def inner(z):
-            return to_front(f(from_front(z, batch_axis), *args), batch_axis)
-
-        restriction = None
-        if forward.leaves_samples_behind or gradient.leaves_samples_behind:
-            _check_compaction(batch_axis, o["forward_mode"], gradient)
-            assert batch_axis is not None
-            restriction = _restriction(f, z0, args, batch_axis)
+        layout = Layout.of(z0, batch_axis)
+        rows = None
+        if batch and (forward.batch_sizes(batch) or gradient.batch_sizes(batch)):
+            rows = _rows(f, z0, args, layout)
 
         result = equilibrium(
-            fronted(traced, batch_axis) if is_plain(z0, traced.out) else inner,
-            to_front(z0, batch_axis),
+            _within(layout, traced, lambda z: f(z, *args), z0),
+            layout.inner(z0),
             forward,
             gradient,
             watch or Watch.of_call(o["on_failure"]),
@@ -86,13 +87,20 @@ def solve(
             trace=bool(o["trace"]),
             resume=_checked_resume(o["resume"]),
             probe=probe,
-            restriction=restriction,
+            rows=rows,
             root=root,
-            axis=batch_axis,
+            layout=layout,
         )
         z = result.z
         stats = result.stats if batch_axis is not None else _squeeze(result.stats)
         return Solution(z=z if scale is None else by(z, scale), stats=stats, state=result.state)
+
+
+def _within(layout: Layout, traced: Hoisted, f: Callable, z0: PyTree) -> Callable | Hoisted:
+    """f of states as they are inside; traced already, where types of arrays play no part."""
+    if is_plain(z0, traced.out):
+        return traced._replace(pure=traced.pure.within(layout), out=None)
+    return lambda z: layout.inner(f(layout.outer(z)))
 
 
 def _first_guess(solver: Solver, z0: PyTree) -> PyTree:
@@ -111,8 +119,10 @@ def _first_guess(solver: Solver, z0: PyTree) -> PyTree:
     return guess
 
 
-def _restriction(f: Callable, z0: PyTree, args: tuple, axis: int) -> Restriction:
+def _rows(f: Callable, z0: PyTree, args: tuple, layout: Layout) -> Rows:
     """f on a part of the batch: the same function of fewer rows."""
+    axis = layout.axis
+    assert axis is not None
     carries_batch = batched_args(f, z0, args, axis)
     rows = [x for x, b in zip(jax.tree.leaves(args), carries_batch, strict=True) if b]
     if any(map(is_sharded, jax.tree.leaves((z0, rows)))):
@@ -130,9 +140,9 @@ def _restriction(f: Callable, z0: PyTree, args: tuple, axis: int) -> Restriction
     def apply(z, rows):
         given = iter(rows)
         filled = [next(given) if b else x for x, b in zip(leaves, carries_batch, strict=True)]
-        return to_front(f(from_front(z, axis), *jax.tree.unflatten(treedef, filled)), axis)
+        return layout.inner(f(layout.outer(z), *jax.tree.unflatten(treedef, filled)))
 
-    return Restriction(prepare, apply)
+    return Rows(prepare, apply)
 
 
 def _check_probe(probe: Stats | None, batch: int | None, adjoint: Adjoint) -> None:
@@ -162,17 +172,11 @@ def _check_forward_mode(adjoint: Adjoint, probe: Stats | None) -> None:
         )
 
 
-def _check_compaction(axis: int | None, forward_mode: bool, adjoint: Adjoint) -> None:
-    if axis is None:
-        raise ValueError(
-            "Compacted() leaves finished samples behind, but batch_axis=None is one equation: pass "
-            "batch_axis, or the solver without Compacted()"
-        )
-    if forward_mode or adjoint.differentiates_loop:
-        what = "forward_mode=True" if forward_mode else f"adjoint={adjoint.name!r}"
-        raise ValueError(
-            f"Compacted() does not go with {what}: pass the solver without Compacted()"
-        )
+def _exact_modes(forward_mode: bool, adjoint: Adjoint) -> str | None:
+    """What in the call asks for other derivatives than a rule for reverse mode gives."""
+    if forward_mode:
+        return "forward_mode=True"
+    return f"adjoint={adjoint.name!r}" if adjoint.differentiates_loop else None
 
 
 def _checked_resume(resume: Any) -> Resume | None:

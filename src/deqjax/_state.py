@@ -252,6 +252,14 @@ class History:
 
         return replace(self, values=jax.tree.map(leaf, self.values, v))
 
+    def at(self, slot: jax.Array) -> PyTree:
+        """The vector in `slot`."""
+
+        def leaf(h):
+            return lax.dynamic_index_in_dim(h, slot, self.axis(h.ndim - 1), keepdims=False)
+
+        return jax.tree.map(leaf, self.values)
+
     def holds(self, v: PyTree) -> bool:
         """Whether v, in the dtype of arithmetic, is stored without rounding."""
         pairs = zip(jax.tree.leaves(self.values), jax.tree.leaves(v), strict=True)

@@ -306,6 +306,8 @@ def test_every_status_carries_advice():
         Status.INCONSISTENT: "batch_axis=None",
         Status.UNBOUNDED: "no solution",
         Status.LIMITED: "max_gain",
+        Status.INFEASIBLE: "relax",
+        Status.NOT_CONVEX: "symmetrise",
     }
     assert set(advice) == set(Status)
     for status, word in advice.items():

@@ -10,6 +10,7 @@ EXAMPLES = {
     "ngram": 3,
     "python_docs": 2,
     "corpora": 2,
+    "sudoku": 6,
 }
 
 

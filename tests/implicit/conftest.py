@@ -1,10 +1,10 @@
-"""Implicit layers are tested against dense answers, so in double precision."""
+"""What the tests of sibling layers share."""
 
 import jax
 import pytest
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def double_precision():
     with jax.enable_x64(True):
         yield

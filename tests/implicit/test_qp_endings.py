@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.implicit.programs import strictly_convex
 
 from deqjax import Status
 from deqjax.implicit import qp
+from tests.implicit.programs import strictly_convex
+
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 BATCH, N, M, P, BAD = 4, 6, 5, 2, 1
 GOOD = strictly_convex(BATCH, N, M, P)

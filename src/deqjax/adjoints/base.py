@@ -69,13 +69,11 @@ class Adjoint(Configured):
             )
         return self
 
-    @property
-    def leaves_samples_behind(self) -> bool:
-        """Whether the adjoint's own solver evaluates f on parts of the batch."""
-        return False
+    def check_call(self, *, batched: bool, exact_modes: str | None) -> None:
+        """Refuse, in one sentence, a call that this adjoint's own solver does not go with."""
 
     def batch_sizes(self, batch: int) -> tuple[int, ...]:
-        """The sizes of those parts."""
+        """The parts of the batch on which that solver evaluates f, see `Solver.batch_sizes`."""
         return ()
 
     def linear_solver(self, forward: Solver) -> Solver:

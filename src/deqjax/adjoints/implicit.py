@@ -84,9 +84,9 @@ class Implicit(Adjoint):
         assert isinstance(self.solver, Solver), "resolve() has filled it in"
         return self.solver
 
-    @property
-    def leaves_samples_behind(self):
-        return isinstance(self.solver, Solver) and self.solver.leaves_samples_behind
+    def check_call(self, *, batched, exact_modes):
+        if isinstance(self.solver, Solver):
+            self.solver.check_call(batched=batched, exact_modes=exact_modes)
 
     def batch_sizes(self, batch):
         return self.solver.batch_sizes(batch) if isinstance(self.solver, Solver) else ()

@@ -46,12 +46,7 @@ class Unrolled(Adjoint):
             )
 
     def forward_solver(self, solver):
-        if solver.has_inner_loops:
-            raise ValueError(
-                f"adjoint='unrolled' cannot differentiate the loops inside a step of "
-                f"{solver.name!r}, whose length is not known: use adjoint='implicit', or 'anderson'"
-            )
-        return solver
+        return solver.unrolled()
 
     def loop(self, running, body, carry, max_steps):
         def step(c, _):

@@ -1,5 +1,6 @@
-"""Text corpora, vocabularies and streams for language models, count-based baselines, and the
-copy-memory task. Everything here is numpy; `datasets` is imported only when a file is read."""
+"""Text corpora, vocabularies and streams for language models, count-based baselines, the
+copy-memory task and Sudoku. Everything here is numpy; `datasets` is imported only when a file of
+text is read."""
 
 from .copy_memory import copy_memory as copy_memory
 from .copy_memory import memoryless_loss as memoryless_loss
@@ -13,5 +14,14 @@ from .ngram import unigram_probability as unigram_probability
 from .python_docs import python_docs as python_docs
 from .streams import Batch as Batch
 from .streams import Stream as Stream
+from .sudoku import Boards as Boards
+from .sudoku import Split as Split
+from .sudoku import from_one_hot as from_one_hot
+from .sudoku import given_mask as given_mask
+from .sudoku import is_solution as is_solution
+from .sudoku import load_sudoku as load_sudoku
+from .sudoku import one_hot as one_hot
+from .sudoku import split_boards as split_boards
+from .sudoku import split_by_solution as split_by_solution
 from .vocabulary import Level as Level
 from .vocabulary import Vocabulary as Vocabulary

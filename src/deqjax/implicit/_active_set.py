@@ -28,8 +28,10 @@ REFINEMENTS = 2
 def solved(
     method: Method, system: Factor, w: jax.Array, on: jax.Array, right: Point, x: Point
 ) -> Point:
-    """x with the matrix of `Method.apply` times x equal to `right`, from a guess, by refinement: the
-    factored system has proximal terms that this one has not."""
+    """x with the matrix of `Method.apply` times x equal to `right`, from a guess.
+
+    By refinement: the factored system has proximal terms that this one has not.
+    """
     for _ in range(1 + REFINEMENTS):
         left = right.plus(method.apply(w, on, x), -1.0)
         x = x.plus(system.solve(*left))
@@ -81,7 +83,7 @@ def polished(method: Method, x: Point, on: jax.Array, wanted: jax.Array) -> Poli
         return best, binds, round_ + 1
 
     def unfinished(carry):
-        best, on, round_ = carry
+        best, _, round_ = carry
         return (round_ < ROUNDS) & jnp.any(wanted & ~jnp.isfinite(best.merit))
 
     infinite = none[:, 0] + jnp.inf

@@ -7,8 +7,8 @@ A step solves the Newton system of
 twice with one factor: for t = κ, which tells how far the way there is clear, and for
 t = κ + σ(μ − κ) − Δs∘Δλ of that first direction (Mehrotra 1992; Nocedal and Wright 2006, 16.6). The
 Hessian of the system is H and not Q where Q is singular, and equalities have −δ on the diagonal:
-proximal terms around the point where the step begins, which leave the solution as it is (Friedlander
-and Orban 2012).
+proximal terms around the point where the step begins, which leave the solution as it is
+(Friedlander and Orban 2012).
 """
 
 from __future__ import annotations

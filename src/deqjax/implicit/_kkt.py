@@ -77,10 +77,7 @@ def equations(layout: Layout, hessian: Hessian, M: jax.Array) -> Equations:
     if layout.box:
         return Equations(hessian, M, None, None, None, None, None)
     p = layout.p
-    if layout.diagonal:
-        V = M * hessian.root[:, None, :]
-    else:
-        V = products(M, hessian.root)
+    V = M * hessian.root[:, None, :] if layout.diagonal else products(M, hessian.root)
     K = products(V, V)
     delta = ridge(layout, K.dtype) * diagonal(K) + float(jnp.finfo(K.dtype).tiny) ** 0.5
     root = X = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ def _cleaned(program: Program, layout: Layout) -> tuple[Program, jax.Array]:
     for x in ends:
         sound &= (x < jnp.inf).all(axis=1)
 
-    def clean(x, value=0.0):
+    def clean(x, value=0.0) -> Any:
         if x is None:
             return None
         good = sound if x.shape[0] == sound.size else jnp.isfinite(x).all()[None]
@@ -86,7 +86,7 @@ def _hessian(program: Program, layout: Layout):
     size = largest(Q)
     flat = size == 0
     curve = power_of_two(size)
-    lift = jnp.where(flat, 1, eps**0.4)
+    lift = jnp.where(flat, 1, eps**0.4).astype(Q.dtype)
     if layout.diagonal:
         Q1 = Q / curve
         convex = jnp.all(Q1 >= 0, axis=1)

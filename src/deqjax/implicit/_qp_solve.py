@@ -129,15 +129,11 @@ def solve(program: Program, layout: Layout, options: Options) -> Answer:
     x = x._replace(lam=jnp.where(method.ends, x.lam, 0))
     nowhere = ~possible
     x = Point(*(jnp.where(nowhere[:, None], 0, v) for v in x))
-    z = x.z
-    if program.lower is not None:
-        z = jnp.where(
-            nowhere[:, None] & made.sound[:, None], jnp.maximum(z, method.program.lower), z
-        )
-    if program.upper is not None:
-        z = jnp.where(
-            nowhere[:, None] & made.sound[:, None], jnp.minimum(z, method.program.upper), z
-        )
+    z, box = x.z, method.program
+    if box.lower is not None:
+        z = jnp.where(nowhere[:, None] & made.sound[:, None], jnp.maximum(z, box.lower), z)
+    if box.upper is not None:
+        z = jnp.where(nowhere[:, None] & made.sound[:, None], jnp.minimum(z, box.upper), z)
     x = x._replace(z=z)
     on = jnp.where(taken[:, None], found.on, method.ends & (x.lam > own[1]))
     slack = jnp.where(method.ends, -method.residuals(x, jnp.zeros_like(x.lam)).inequality, jnp.inf)
@@ -157,6 +153,7 @@ def solve(program: Program, layout: Layout, options: Options) -> Answer:
     )
     degenerate = converged & (weak | dependent | ~(taken | options.smoothed))
     if options.smoothed:
+        assert state.centre is not None
         point, s = state.centre
         w = jnp.where(method.ends, s / point.lam, 0)
         point = units.out_of(layout, point._replace(lam=jnp.where(method.ends, point.lam, 0)))
@@ -230,10 +227,9 @@ def pulled_back(
     start = Point(*(jnp.zeros_like(v) for v in right))
     solution = solved(method, linear, system.w, on, right, start)
     left = right.plus(method.apply(system.w, on, solution), -1.0)
-    left = jnp.max(jnp.abs(jnp.concatenate(left, axis=1)), axis=1)
-    long = jnp.max(jnp.abs(jnp.concatenate(solution, axis=1)), axis=1)
-    # Above the rounding of its own product, a residual says that there is no solution; and one of
-    # that length is the inverse of a ridge.
+    left, long = (jnp.max(jnp.abs(jnp.concatenate(v, axis=1)), axis=1) for v in (left, solution))
+    # A residual of the size of the right-hand side says that there is no solution, and one as long
+    # as the inverse of a ridge was made by it.
     lost = ~(left <= 1e-3) | ~(long <= 0.1 / ridge(layout, left.dtype) ** 0.75)
     solution = least_norm(method, system.w, on, right, solution, good[:, 0] & lost)
     solution = Point(*(v * size for v in solution))

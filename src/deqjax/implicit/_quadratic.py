@@ -55,7 +55,8 @@ class Layout:
     def on_box(self, lam: jax.Array) -> jax.Array:
         """The bounds' part of Cᵀλ: λ_upper − λ_lower."""
         _, lower, upper = self.split(lam)
-        return (0 if upper is None else upper) - (0 if lower is None else lower)
+        none = jnp.zeros((), lam.dtype)
+        return (none if upper is None else upper) - (none if lower is None else lower)
 
 
 class Program(NamedTuple):

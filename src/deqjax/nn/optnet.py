@@ -1,4 +1,4 @@
-"""A quadratic program with learned constraints, as a module."""
+"""OptNet: the equalities of a quadratic program, learned from examples."""
 
 from __future__ import annotations
 
@@ -6,99 +6,79 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .._errors import check_integer
-from .._failure import checked_policy
+from .._errors import check_integer, check_positive
 from ..implicit.qp import QPSolution, check_options, qp
 
 
 class OptNet(nnx.Module):
-    """z* = argmin ½ ε zᵀz + ½ ‖Lᵀz‖² − xᵀz  subject to  Az = A exp(log z₀),  Gz ≤ G exp(log z₀) + s,
-    z ≥ 0.
+    """z = argmin ½ ε zᵀz − cᵀz subject to A z = A exp(log z₀), z ≥ 0, with learned A and log z₀.
 
-    The layer of OptNet's Sudoku (Amos and Kolter, ICML 2017, arXiv 1703.00443): x scores each
-    entry, and the constraints between entries are learned. z₀ > 0 meets all of them, so that the
-    program has a solution whatever is learned. L, and G with s = exp(log s), are there if asked
-    for.
+    The layer with which Amos and Kolter 2017 (arXiv 1703.00443, section 4.4) learned the rules of
+    Sudoku from examples: c is what is known of the answer, and the right-hand side is made of a
+    z₀ > 0, so that there always is a feasible point. Where the solution is a vertex, as a Sudoku's
+    is, its exact gradient is zero; the layer trains on the smoothed one, an approximation.
 
-    The gradient is the smoothed one by default, an approximation: constraints that determine z, as
-    a Sudoku's rules do, make the exact gradient zero.
+    Not for inequalities that are to be learned: write those with `deqjax.implicit.qp` itself.
 
     Args:
-        n: entries of x and z.
-        equalities: rows of A.
-        inequalities: rows of G; 0, there is no G.
+        n: number of unknowns.
+        equalities: rows of A, drawn from N(0, 1/n).
         quadratic: ε > 0.
-        rank: columns of L; 0, there is no L.
-        gradient: as in `deqjax.implicit.qp`.
-        smoothing: as in `deqjax.implicit.qp`; None is 1e-3 for "smoothed".
-        rtol: as in `deqjax.implicit.qp`; the default is what training needs.
-        max_steps: as in `deqjax.implicit.qp`.
-        on_failure: as in `deqjax.fixed_point`.
-        rngs: A, G and L are drawn from `params`, normal, with rows of length one or so.
+        gradient: as in `deqjax.implicit.qp`, and so are the following.
+        smoothing: as there.
+        rtol: as there.
+        max_steps: as there.
+        on_failure: as there.
+        rngs: for A.
 
     Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from deqjax.nn import OptNet
-        >>> layer = OptNet(8, equalities=3, rngs=nnx.Rngs(0))
-        >>> sol = layer(jnp.ones((2, 8)))
-        >>> sol.z.shape, bool(sol.stats.converged.all())
-        ((2, 8), True)
+        >>> layer = OptNet(4, equalities=2, rngs=nnx.Rngs(0))
+        >>> sol = layer(jnp.ones((3, 4)))
+        >>> sol.z.shape, bool(sol.stats.converged.all()), bool((sol.z >= 0).all())
+        ((3, 4), True, True)
     """
 
     def __init__(
         self,
         n: int,
-        equalities: int,
         *,
-        inequalities: int = 0,
+        equalities: int,
         quadratic: float = 0.1,
-        rank: int = 0,
         gradient: str = "smoothed",
         smoothing: float | None = None,
-        rtol: float = 1e-3,
+        rtol: float | None = None,
         max_steps: int = 40,
         on_failure: str | None = None,
         rngs: nnx.Rngs,
     ):
         check_integer("n", n, least=1)
         check_integer("equalities", equalities, least=1)
-        check_integer("inequalities", inequalities, least=0)
-        check_integer("rank", rank, least=0)
-        if not quadratic > 0:
-            raise ValueError(f"quadratic must be positive, such as 0.1; got {quadratic!r}")
-        if smoothing is None and gradient == "smoothed":
-            smoothing = 1e-3
+        check_positive("quadratic", quadratic)
         check_options(rtol, None, max_steps, gradient, smoothing, False)
-        draw = lambda rows: jax.random.normal(rngs.params(), (rows, n)) / n**0.5
-        self.A = nnx.Param(draw(equalities))
+        self.A = nnx.Param(jax.random.normal(rngs.params(), (equalities, n)) / n**0.5)
         self.log_z0 = nnx.Param(jnp.zeros(n))
-        self.G = nnx.Param(draw(inequalities)) if inequalities else None
-        self.log_s = nnx.Param(jnp.zeros(inequalities)) if inequalities else None
-        self.L = nnx.Param(draw(rank).T) if rank else None
-        self.quadratic, self.rtol, self.max_steps = quadratic, rtol, max_steps
+        self.quadratic = quadratic
         self.gradient, self.smoothing = gradient, smoothing
-        self.on_failure = None if on_failure is None else checked_policy(on_failure)
+        self.rtol, self.max_steps, self.on_failure = rtol, max_steps, on_failure
 
-    def __call__(self, x: jax.Array) -> QPSolution:
-        """The solution for scores x, (batch, n) or (n,)."""
-        A, z0 = self.A[...], jnp.exp(self.log_z0[...])
-        G = h = None
-        if self.G is not None and self.log_s is not None:
-            G = self.G[...]
-            h = G @ z0 + jnp.exp(self.log_s[...])
-        n = z0.shape[0]
-        Q = jnp.full(n, self.quadratic, z0.dtype)
-        if self.L is not None:
-            L = self.L[...]
-            Q = jnp.diag(Q) + L @ L.T
+    def __call__(self, c: jax.Array) -> QPSolution:
+        """The solution of each sample.
+
+        Args:
+            c: (batch, n), what is known: larger where z should be.
+        """
+        A = self.A[...]
+        n = A.shape[1]
+        if c.ndim != 2 or c.shape[1] != n:
+            raise ValueError(f"c must have the shape (batch, {n}); got {c.shape}")
         return qp(
-            Q,
-            -x,
-            A,
-            A @ z0,
-            G,
-            h,
+            jnp.full(n, self.quadratic, c.dtype),
+            -c,
+            A.astype(c.dtype),
+            (A @ jnp.exp(self.log_z0[...])).astype(c.dtype),
             lower=0.0,
             rtol=self.rtol,
             max_steps=self.max_steps,

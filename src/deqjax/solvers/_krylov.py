@@ -9,17 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from .._small import joined, solve_small
-from .._state import History, dot, finite, norm, per_sample, zero_scalars
+from .._state import History, finite, norm, per_sample, zero_scalars
 from .base import Cell, eps
 
 PyTree = Any
 
 
 class _Arnoldi(NamedTuple):
-    """A V = V H with H = Ωᵀ R: V holds the vectors before v, Ω all Givens rotations so far."""
+    """A V = V H with H = Ωᵀ R: V holds j + 1 vectors, Ω all Givens rotations so far."""
 
     j: jax.Array
-    v: PyTree
     basis: History
     rotations: jax.Array
     triangle: jax.Array
@@ -60,14 +59,13 @@ def gmres(
 
     def body(c: _Arnoldi) -> _Arnoldi:
         j = c.j
-        w = matvec(c.v)
+        w = matvec(c.basis.at(j))
         scale = norm(w)
         h = jnp.zeros_like(c.rotations[:, 0])
         for _ in range(2):
-            past, own = c.basis.dots(w), dot(c.v, w)
-            past = jnp.where(index[:memory] < j, past, 0)
-            w = _minus(w, c.basis.combine(past), c.v, own)
-            h = h.at[:, :memory].add(past).at[:, j].add(own)
+            past = jnp.where(index[:memory] <= j, c.basis.dots(w), 0)
+            w = jax.tree.map(lambda w, p: w - p.astype(w.dtype), w, c.basis.combine(past))
+            h = h.at[:, :memory].add(past)
         length = norm(w)
         # What is left of w is round-off: the space is complete.
         complete = length <= 10 * eps(b) * scale
@@ -91,9 +89,9 @@ def gmres(
         inverse = jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0.0)
         return _Arnoldi(
             j=j + 1,
-            v=_scale(inverse, w),
-            # After all reads of the basis, so that it is written in place: see `History`.
-            basis=c.basis.push(c.v, j, finite(run, length)),
+            # After all reads of the basis, so that it is written in place: see `History`. There is
+            # no place for the vector after the last.
+            basis=c.basis.push(_scale(inverse, w), j + 1, finite(run & (j + 1 < memory), length)),
             rotations=jnp.where(keep, rotations, c.rotations),
             triangle=jnp.where(keep, c.triangle.at[:, :, j].set(column), c.triangle),
             residual=residual,
@@ -103,10 +101,10 @@ def gmres(
 
     worth = (size > target) & jnp.isfinite(size)
     identity = jnp.eye(memory + 1, dtype=size.dtype) + zero[:, None, None]
+    first = _scale(jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0.0), b)
     start = _Arnoldi(
         j=jnp.zeros((), jnp.int32),
-        v=_scale(jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0.0), b),
-        basis=History.zeros(b, memory),
+        basis=History.zeros(b, memory).push(first, jnp.zeros((), jnp.int32), None),
         rotations=identity,
         triangle=zero_scalars(b, memory, memory),
         residual=size,
@@ -123,16 +121,6 @@ def gmres(
     # through: the directions that they stand for are left out, which is the least-norm step.
     y = solve_small(system, 4 * memory * eps(b))
     return c.basis.combine(y), c.products
-
-
-def _minus(w: PyTree, projection: PyTree, v: PyTree, own: jax.Array) -> PyTree:
-    """w − projection − own·v."""
-    return jax.tree.map(
-        lambda w, p, v: w - p.astype(w.dtype) - per_sample(own, v).astype(w.dtype) * v,
-        w,
-        projection,
-        v,
-    )
 
 
 def _scale(c: jax.Array, v: PyTree) -> PyTree:

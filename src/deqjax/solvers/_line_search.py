@@ -22,6 +22,7 @@ class _Search(NamedTuple):
     best_norm: jax.Array
     searching: jax.Array
     trials: jax.Array
+    first: jax.Array
 
 
 def backtrack(
@@ -60,6 +61,8 @@ def backtrack(
         new = trial(t)
         size, enough = judge(new, t)
         better = c.searching & ((size < c.best_norm) | ~jnp.isfinite(c.best_norm))
+        # Samples that have ended wait, and f of where they do is known from the first trial.
+        better |= c.first & ~everyone
         best = select(better, new, c.best)
         # ‖g‖² in units of ‖g(z)‖², so that nothing overflows.
         relative = (size / start) ** 2
@@ -71,9 +74,11 @@ def backtrack(
             best_norm=jnp.where(better, size, c.best_norm),
             searching=c.searching & ~enough & (c.trials + 1 < TRIALS),
             trials=c.trials + c.searching,
+            first=jnp.zeros((), bool),
         )
 
     zero = jnp.zeros_like(start)
-    first = _Search(zero + 1, point, zero + jnp.inf, everyone, zero.astype(jnp.int32))
-    found = f.repeat(body, first, lambda c: c.searching)
+    count = zero.astype(jnp.int32)
+    first = _Search(zero + 1, point, zero + jnp.inf, everyone, count, jnp.ones((), bool))
+    found = f.repeat(body, first, lambda c: c.searching | c.first)
     return found.best, found.trials

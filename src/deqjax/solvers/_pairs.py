@@ -34,7 +34,7 @@ class Pairs(NamedTuple):
     @classmethod
     def none(cls, point: Point, memory: int, dtype: Any) -> Pairs:
         """No pairs yet: all that is kept is zero."""
-        zeros = History.zeros(point.z, memory, dtype, after=point.residual)
+        zeros = History.zeros(point.z, memory, dtype, after=point.r)
         system = zero_scalars(point.z, memory, memory + 2)
         return cls(zeros, zeros, system, zero_scalars(point.z, memory))
 
@@ -70,7 +70,7 @@ class Pairs(NamedTuple):
         column = self.w.dots(change)
         # Where storing rounds, Wᵀr cannot be carried along: it takes a pass of its own.
         exact = self.w.holds(change)
-        b = self.system[..., -2] + column if exact else self.w.dots(new.residual)
+        b = self.system[..., -2] + column if exact else self.w.dots(new.r)
         square, size = dot(w, w), new.norms[0]
         rows = () if row is None else (row,)
         kept = finite(active, size, square, after=(*rows, column, b))
@@ -80,7 +80,7 @@ class Pairs(NamedTuple):
             kept,
             column if row is None else row,
             column=with_column(slot, dot(w, change), column),
-            b=with_column(slot, dot(w, new.residual), b),
+            b=with_column(slot, dot(w, new.r), b),
             square=square,
         )
         # Y waits for no product that it is not read by: it is written while they are taken.
@@ -94,6 +94,6 @@ class Pairs(NamedTuple):
         """The pairs with their γ; the options are those of `solve_small`."""
         return self._replace(gamma=solve_small(self.system, drop, ridge, first, noise))
 
-    def beside(self, residual: PyTree) -> Pairs:
+    def beside(self, r: PyTree) -> Pairs:
         """The same pairs, and another r."""
-        return self._replace(system=self.system.at[..., -2].set(self.w.dots(residual)))
+        return self._replace(system=self.system.at[..., -2].set(self.w.dots(r)))

@@ -60,17 +60,17 @@ class Anderson(Solver):
         return AndersonState.none(point, self.memory, self.history_dtype)
 
     def resume(self, state, point, k):
-        return self._solved(state.beside(point.residual), point)
+        return self._solved(state.beside(point.r), point)
 
     def step(self, f, point, state, k, active):
         """z⁺ = z + β r − ΔY γ, then one new column for ΔR and ΔY."""
-        r, beta = point.residual, self.mixing
+        r, beta = point.r, self.mixing
         if state.memory == 0:
             return Step(self._picard(f, point), state)
         direction = jax.tree.map(lambda r, y: beta * r - y, r, state.correction())
         step, new = f.moved(point.z, direction)
 
-        change = subtract(new.residual, r)
+        change = subtract(new.r, r)
         d_r = state.w.rounded(change)
         d_y = jax.tree.map(lambda dz, dr: dz + beta * dr, step, change)
         state, kept = state.learn(k % state.memory, d_r, d_y, d_r, new, active)
@@ -80,7 +80,7 @@ class Anderson(Solver):
         """z⁺ = z + β r; f(z) itself where β = 1."""
         if self.mixing == 1.0:
             return f.at(point.fz)
-        return f.moved(point.z, jax.tree.map(lambda r: self.mixing * r, point.residual))[1]
+        return f.moved(point.z, jax.tree.map(lambda r: self.mixing * r, point.r))[1]
 
     def _solved(self, pairs, point):
         round_off = eps(point.z)

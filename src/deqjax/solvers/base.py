@@ -32,16 +32,16 @@ DEFAULT_MAX_STEPS = 100
 
 
 class Point(NamedTuple):
-    """An iterate, f of it, the residual r = f(z) − z in float32 at least, and (‖r‖, ‖f(z)‖).
+    """An iterate, f of it, r = f(z) − z in float32 at least, and (‖r‖, ‖f(z)‖).
 
-    Residual and norms are in the solve's own unit, see `Cell`. A solver's step is given all four.
+    r and norms are in the solve's own unit, see `Cell`. A solver's step is given all four.
     What it does not read costs nothing: a value that no step of a compiled loop reads is not
     carried through it.
     """
 
     z: PyTree
     fz: PyTree
-    residual: PyTree
+    r: PyTree
     norms: tuple[jax.Array, jax.Array]
 
     @classmethod
@@ -50,14 +50,14 @@ class Point(NamedTuple):
         return Cell(lambda z: z).point(z, fz)
 
     def replacing(self, r: PyTree, change: PyTree, late: jax.Array) -> Point:
-        """This point, its residual written as one that may overwrite the r it differs from.
+        """This point, its r written as one that may overwrite the r it differs from.
 
         r⁺ = r + change, so both sides of the selection are the same but for rounding. It hangs on
         `late`, (batch,), a mask that is known only after the last use of r: XLA then needs no copy
         of r.
         """
         same = jax.tree.map(jnp.add, r, change)
-        return self._replace(residual=select(late, self.residual, same))
+        return self._replace(r=select(late, self.r, same))
 
 
 class Step(NamedTuple):
@@ -110,16 +110,16 @@ class Cell:
         """The point at z, where `call` gave `value`."""
         m = self.measure
         if m is None:
-            residual = subtract(value, z)
-            return Point(z, value, residual, (norm(residual), norm(value)))
+            r = subtract(value, z)
+            return Point(z, value, r, (norm(r), norm(value)))
         if m.slope is None:
-            residual = self.difference(value, z)
+            r = self.difference(value, z)
         else:
             value_ = jax.tree.map(lambda x: x.astype(wide(x.dtype)), value)
-            residual = _scaled(value_, m.slope / m.unit)
+            r = _scaled(value_, m.slope / m.unit)
         # A problem with a yardstick of its own has no use for the length of f(z).
         length = norm(value) / m.unit if m.given is None else m.given
-        return Point(z, self._map(z, value), residual, (norm(residual), length))
+        return Point(z, self._map(z, value), r, (norm(r), length))
 
     def at(self, z: PyTree) -> Point:
         """The next point of a step: z and f(z). Samples that have ended stay where they are."""
@@ -310,15 +310,16 @@ class Solver(Configured):
         """Smaller batches to gather the unfinished samples into, in turn."""
         return ()
 
-    @property
-    def leaves_samples_behind(self) -> bool:
-        """Whether there is a batch for which `batch_sizes` is not empty."""
-        return False
+    def check_call(self, *, batched: bool, exact_modes: str | None) -> None:
+        """Refuse, in one sentence, a call that this solver does not go with.
 
-    @property
-    def has_inner_loops(self) -> bool:
-        """Whether a step runs loops of unknown length, which have no reverse mode."""
-        return False
+        exact_modes: what in the call asks for other derivatives than a rule for reverse mode gives.
+        """
+
+    def unrolled(self) -> Solver:
+        """This solver with steps that reverse mode goes through; refused where a step runs loops
+        of unknown length."""
+        return self
 
     @property
     def learns_slopes(self) -> bool:
@@ -333,6 +334,14 @@ class Solver(Configured):
     def with_options(self, **options) -> Solver:
         """A copy in which every option given that is not None replaces the solver's own."""
         return replace(self, **{k: v for k, v in options.items() if v is not None})
+
+
+def no_reverse_mode(solver: Solver) -> ValueError:
+    """What `Solver.unrolled` raises."""
+    return ValueError(
+        "adjoint='unrolled' cannot differentiate the loops inside a step of "
+        f"{solver.name!r}, whose length is not known: use adjoint='implicit', or 'anderson'"
+    )
 
 
 def _default_rtol(dtype) -> float:

@@ -13,7 +13,7 @@ from .._small import joined, solve_small
 from .._state import subtract
 from ._line_search import backtrack
 from ._pairs import Pairs
-from .base import Solver, Step, eps
+from .base import Solver, Step, eps, no_reverse_mode
 
 # How much ‖g‖ may grow in a step of the line search.
 GROWTH = 2.0
@@ -60,19 +60,20 @@ class Broyden(Solver):
         check_integer("memory", self.memory, least=1)
         check_dtype("history_dtype", self.history_dtype)
 
-    @property
-    def has_inner_loops(self):
-        return self.line_search
+    def unrolled(self):
+        if self.line_search:
+            raise no_reverse_mode(self)
+        return self
 
     def init(self, point, max_steps):
         return BroydenState.none(point, self.memory, self.history_dtype)
 
     def resume(self, state, point, k):
-        return self._solved(state.beside(point.residual), k, point)
+        return self._solved(state.beside(point.r), k, point)
 
     def step(self, f, point, state, k, active):
         """z⁺ = f(z) − ΔF K⁻¹ ΔZᵀ g, then the pair (Δz, Δf)."""
-        r = point.residual
+        r = point.r
         direction = subtract(r, state.correction())
         if self.line_search:
             new, f_evals = backtrack(f, point, direction, active, growth=GROWTH)
@@ -83,7 +84,7 @@ class Broyden(Solver):
         # All of K comes from the pair as it is before the history rounds it: where J is close to I,
         # y is the small difference of two large vectors, s and Δf. Kᵢⱼ is sᵢᵀΔfⱼ − sᵢᵀsⱼ = sᵢᵀyⱼ
         # where sᵢ is not newer than sⱼ, and sᵢᵀΔfⱼ where it is.
-        y = subtract(new.residual, r)
+        y = subtract(new.r, r)
         d_f = jax.tree.map(jnp.add, s, y)
         row = state.y.dots(s)
         state, kept = state.learn(k % state.memory, s, d_f, y, new, active, row)

@@ -43,13 +43,11 @@ class Wrapper(Solver):
     def batch_sizes(self, batch):
         return self.inner.batch_sizes(batch)
 
-    @property
-    def leaves_samples_behind(self):
-        return self.inner.leaves_samples_behind
+    def check_call(self, *, batched, exact_modes):
+        self.inner.check_call(batched=batched, exact_modes=exact_modes)
 
-    @property
-    def has_inner_loops(self):
-        return self.inner.has_inner_loops
+    def unrolled(self):
+        return replace(self, solver=self.inner.unrolled())
 
     @property
     def differentiates(self):
@@ -100,10 +98,9 @@ class WarmStart(Wrapper):
         z0 = self.inner.first_guess(z0)
         return z0 if isinstance(self.start, Solver) else self.start(z0)  # type: ignore[operator]
 
-    @property
-    def has_inner_loops(self):
-        first = isinstance(self.start, Solver) and self.start.has_inner_loops
-        return first or self.inner.has_inner_loops
+    def unrolled(self):
+        start = self.start.unrolled() if isinstance(self.start, Solver) else self.start
+        return replace(super().unrolled(), start=start)
 
     def phases(self):
         first = ((self.start, self.steps),) if isinstance(self.start, Solver) else ()
@@ -161,9 +158,19 @@ class Compacted(Wrapper):
         else:
             check_integer("stages", self.stages, least=0)
 
-    @property
-    def leaves_samples_behind(self):
-        return bool(self.stages)
+    def check_call(self, *, batched, exact_modes):
+        super().check_call(batched=batched, exact_modes=exact_modes)
+        if not self.stages:
+            return
+        if not batched:
+            raise ValueError(
+                "Compacted() leaves finished samples behind, but batch_axis=None is one equation: "
+                "pass batch_axis, or the solver without Compacted()"
+            )
+        if exact_modes:
+            raise ValueError(
+                f"Compacted() does not go with {exact_modes}: pass the solver without Compacted()"
+            )
 
     def batch_sizes(self, batch):
         stages: Any = self.stages

@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from .._state import is_sharded, select
-from .base import Cell, Solver, Step
+from .base import Cell, Solver, Step, no_reverse_mode
 
 PyTree = Any
 
@@ -82,6 +82,16 @@ class External(Solver):
     def learns_slopes(self):
         return False
 
+    @property
+    def _loops(self) -> bool:
+        """Whether a step runs loops of unknown length."""
+        return False
+
+    def unrolled(self):
+        if self._loops:
+            raise no_reverse_mode(self)
+        return self
+
     # ------------------------------------------------------------------ for the driver
 
     def init(self, point, max_steps):
@@ -93,7 +103,7 @@ class External(Solver):
 
     def step(self, f, point, state, k, active):
         """One update of the foreign solver."""
-        if f.collectives and self.has_inner_loops:
+        if f.collectives and self._loops:
             raise ValueError(
                 f"{type(self.solver).__name__} evaluates f in loops of its own, which cannot agree "
                 f"across the devices that f communicates with over {f.collectives}: use a solver "
@@ -182,7 +192,7 @@ class JaxoptBroyden(External):
         return state._replace(value=new.value, aux=new.aux)
 
     @property
-    def has_inner_loops(self):
+    def _loops(self):
         return not callable(self.solver.stepsize) and self.solver.stepsize <= 0
 
     def _rule(self, f, memory):
@@ -259,7 +269,7 @@ class Optimistix(External):
         return Iterate(v, f(v), OptimistixState(jnp.zeros((), bool), kept)), cost
 
     @property
-    def has_inner_loops(self):
+    def _loops(self):
         return self.kind != "fixed point"
 
     @property

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from .._errors import check_integer
 from ._krylov import gmres
-from .base import Cell, Point, Solver, Step
+from .base import Cell, Point, Solver, Step, no_reverse_mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,8 @@ class GMRES(Solver):
         super().__post_init__()
         check_integer("memory", self.memory, least=1)
 
-    @property
-    def has_inner_loops(self):
-        return True
+    def unrolled(self):
+        raise no_reverse_mode(self)
 
     def init(self, point, max_steps):
         return ()
@@ -51,4 +50,4 @@ class GMRES(Solver):
         """d with ‖(I − J) d − r‖ ≤ max(η ‖r‖, half the tolerance), and its products."""
         target = jnp.maximum(forcing * point.norms[0], 0.5 * f.limit(point))
         matvec = f.linearised(point.z)
-        return gmres(matvec, point.residual, f=f, memory=self.memory, target=target, active=active)
+        return gmres(matvec, point.r, f=f, memory=self.memory, target=target, active=active)

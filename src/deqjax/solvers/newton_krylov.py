@@ -57,7 +57,7 @@ class NewtonKrylov(GMRES):
         eta = state.forcing
         d, products = self._direction(f, point, eta, active)
         new, trials = backtrack(f, point, d, active)
-        before, after = norm(point.residual), norm(new.residual)
+        before, after = norm(point.r), norm(new.r)
         # η⁺ = 0.9 (‖r⁺‖ / ‖r‖)², but not much below the last one while that was large.
         ratio = after / jnp.where(before > 0, before, 1)
         safeguard = jnp.where(0.9 * eta**2 > 0.1, 0.9 * eta**2, 0.0)

@@ -45,5 +45,5 @@ class Picard(Solver):
         if self.damping == 1.0:
             z = point.fz
         else:
-            z = f.plus(point.z, jax.tree.map(lambda r: self.damping * r, point.residual))
+            z = f.plus(point.z, jax.tree.map(lambda r: self.damping * r, point.r))
         return Step(f.at(z), state)

@@ -34,7 +34,7 @@ from .weights import save_weights
 
 _SHOWN = (
     *("loss", "perplexity", "recall", "forward_steps", "adjoint_steps", "converged"),
-    *("valid_perplexity", "valid_recall", "tokens_per_second"),
+    *("valid_perplexity", "valid_recall", "valid_boards", "tokens_per_second"),
 )
 _PATIENCE = 10  # steps in a row without a finite gradient, after which a checkpoint is restored
 

@@ -1,0 +1,1 @@
+"""Well-posedness and universality, measured."""
