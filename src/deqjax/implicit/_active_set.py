@@ -17,33 +17,23 @@ from jax import lax
 
 from .._closure import loop_carry
 from .._state import select
-from ._interior_point import Method
 from ._kkt import Factor, factor
-from ._products import times, transposed_times
+from ._optimality import Method
 from ._quadratic import Point, largest
 
-ROUNDS = 4
+ROUNDS = 6
 REFINEMENTS = 2
-
-
-def apply(method: Method, w: jax.Array, on: jax.Array, x: Point) -> Point:
-    """The symmetric matrix [θQ Aᵀ Cᵀ; A 0 0; C 0 −W] times x, rows of C that are off being zero."""
-    layout, program = method.layout, method.program
-    lam = jnp.where(on, x.lam, 0)
-    y = jnp.concatenate([x.nu, lam[:, : layout.m]], axis=1)
-    first = method.theta * program.curved(x.z) + transposed_times(program.M, y)
-    rows = times(program.M, x.z)
-    inequality = layout.join(rows[:, layout.p :], -x.z, x.z) - w * lam
-    return Point(first + layout.on_box(lam), rows[:, : layout.p], jnp.where(on, inequality, 0))
 
 
 def solved(
     method: Method, system: Factor, w: jax.Array, on: jax.Array, right: Point, x: Point
 ) -> Point:
-    """x with the matrix of `apply` times x equal to `right`, from a guess, by refinement: the
-    factored system has proximal terms that this one has not."""
+    """x with the matrix of `Method.apply` times x equal to `right`, from a guess.
+
+    By refinement: the factored system has proximal terms that this one has not.
+    """
     for _ in range(1 + REFINEMENTS):
-        left = right.plus(apply(method, w, on, x), -1.0)
+        left = right.plus(method.apply(w, on, x), -1.0)
         x = x.plus(system.solve(*left))
     return x
 
@@ -55,15 +45,16 @@ class Polished(NamedTuple):
     pivots: jax.Array  # (batch,), see `Factor`
 
 
-def polished(method: Method, x: Point, s: jax.Array, wanted: jax.Array) -> Polished:
+def polished(method: Method, x: Point, on: jax.Array, wanted: jax.Array) -> Polished:
     """The solution on the constraints that seem to bind at x, corrected where signs are wrong.
 
+    on: bool (batch, r), those constraints.
     wanted: bool (batch,), whose samples it is worth another round for.
     """
-    zero, none = jnp.zeros_like(s), jnp.zeros_like(method.theta)
+    zero, none = jnp.zeros_like(x.lam), jnp.zeros_like(method.theta)
     d = jnp.where(method.ends, method.program.d(method.layout), 0)
     right = Point(-method.program.q, method.program.e[:, : method.layout.p], d)
-    eps = float(jnp.finfo(s.dtype).eps)
+    eps = float(jnp.finfo(x.z.dtype).eps)
 
     def solve(on):
         system = factor(method.layout, method.eq, zero, on, none + 1)
@@ -95,8 +86,7 @@ def polished(method: Method, x: Point, s: jax.Array, wanted: jax.Array) -> Polis
         best, _, round_ = carry
         return (round_ < ROUNDS) & jnp.any(wanted & ~jnp.isfinite(best.merit))
 
-    on = method.ends & (x.lam > s)
     infinite = none[:, 0] + jnp.inf
     first = Polished(x, on, infinite, infinite)
-    carry = (first, on, jnp.zeros((), jnp.int32))
+    carry = (first, method.ends & on, jnp.zeros((), jnp.int32))
     return lax.while_loop(unfinished, body, loop_carry(body, carry))[0]

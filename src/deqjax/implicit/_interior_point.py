@@ -13,7 +13,6 @@ proximal terms around the point where the step begins, which leave the solution 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -21,20 +20,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._closure import loop_carry
+from .._solution import Status
 from .._state import select
-from ._kkt import Equations, factor
-from ._quadratic import Layout, Point, Program, Residuals, largest, residuals
+from . import _certificates as certificates
+from ._kkt import factor
+from ._optimality import Errors, Method
+from ._quadratic import Point, Residuals, largest
 
 # A point this far out, in units in which a solution is of size 1, is on its way to infinity.
 FAR = {"float32": 1e6, "float64": 1e12}
-
-
-class Errors(NamedTuple):
-    """What the stop test compares, (batch, 1) each, relative to the sizes that it involves."""
-
-    stationarity: jax.Array
-    primal: jax.Array
-    complementarity: jax.Array
+# After so many steps most samples have arrived, and it is worth asking whether the others can.
+PROMPT = 5
 
 
 class State(NamedTuple):
@@ -49,56 +45,29 @@ class State(NamedTuple):
     arrived: jax.Array
     steps: jax.Array
     merit: jax.Array
+    binding: jax.Array  # bool (batch, r): the last step took s to zero rather than λ
+    proof: jax.Array  # the status of a certificate that there is no solution, else 0
     best: tuple[Point, jax.Array]  # of all points seen
     best_merit: jax.Array
     centre: tuple[Point, jax.Array] | None  # the point of the central path at κ
     trace: jax.Array | None
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Method:
-    """What stays the same in a solve."""
+def direction(ends, system, x, s, r, t) -> tuple[Point, jax.Array]:
+    """Newton's, to λ∘s = t; and Δs."""
+    right = jnp.where(ends, -r.inequality + s - t / x.lam, 0)
+    dx = system.solve(-r.stationarity, -r.equality, right)
+    return dx, jnp.where(ends, t / x.lam - s - system.w * dx.lam, 0)
 
-    layout: Layout = field(metadata=dict(static=True))
-    program: Program
-    eq: Equations
-    theta: jax.Array
-    ends: jax.Array  # bool (batch, r): the rows of C that are constraints
 
-    def residuals(self, x: Point, s: jax.Array) -> Residuals:
-        curved = self.theta * self.program.curved(x.z)
-        found = residuals(self.program, self.layout, curved, x)
-        inequality = jnp.where(self.ends, found.inequality + s, 0)
-        return found._replace(inequality=inequality)
-
-    def sizes(self, x: Point) -> tuple[jax.Array, jax.Array]:
-        """Of duals and of z, 1 at least."""
-        y = jnp.maximum(largest(x.nu), largest(x.lam))
-        return jnp.maximum(y, 1), jnp.maximum(largest(x.z), 1)
-
-    def errors(self, x: Point, s: jax.Array, r: Residuals, kappa: jax.Array) -> Errors:
-        dual, primal = self.sizes(x)
-        gap = jnp.where(self.ends, x.lam * s - kappa, 0)
-        feasible = jnp.maximum(largest(r.equality), largest(r.inequality))
-        return Errors(largest(r.stationarity) / dual, feasible / primal, largest(gap))
-
-    def direction(self, solve, x, s, r, t) -> tuple[Point, jax.Array]:
-        """Newton's, to λ∘s = t; and Δs."""
-        lam = x.lam
-        right = jnp.where(self.ends, -r.inequality + s - t / lam, 0)
-        dx = solve.solve(-r.stationarity, -r.equality, right)
-        return dx, jnp.where(self.ends, t / lam - s - solve.w * dx.lam, 0)
-
-    def start(self) -> tuple[Point, jax.Array]:
-        """The solution of the system with w = 1, its slacks and multipliers moved inside."""
-        d = jnp.where(self.ends, self.program.d(self.layout), 0)
-        one = jnp.ones_like(d)
-        solve = factor(self.layout, self.eq, one, self.ends, jnp.ones_like(self.theta))
-        x = solve.solve(-self.program.q, self.program.e[:, : self.layout.p], d)
-        inside = lambda v: jnp.where(self.ends, v + _lift(v, self.ends), 1)
-        lam = jnp.where(self.ends, inside(x.lam), 0)
-        return x._replace(lam=jnp.where(self.ends, lam, 1)), inside(-x.lam)
+def start(method: Method) -> tuple[Point, jax.Array]:
+    """The solution of the system with w = 1, its slacks and multipliers moved inside."""
+    layout, program, ends = method.layout, method.program, method.ends
+    d = jnp.where(ends, program.d(layout), 0)
+    system = factor(layout, method.eq, jnp.ones_like(d), ends, jnp.ones_like(method.theta))
+    x = system.solve(-program.q, program.e[:, : layout.p], d)
+    inside = lambda v: jnp.where(ends, v + _lift(v, ends), 1)
+    return x._replace(lam=inside(x.lam)), inside(-x.lam)
 
 
 def _lift(v, on):
@@ -122,7 +91,7 @@ def step(method: Method, state: State) -> State:
     mu = mean(x.lam, s)
     system = factor(method.layout, method.eq, s / x.lam, ends, state.boost)
 
-    dx, ds = method.direction(system, x, s, r, kappa)
+    dx, ds = direction(ends, system, x, s, r, kappa)
     clear = jnp.minimum(1, jnp.minimum(longest(x.lam, dx.lam, ends), longest(s, ds, ends)))
     left = mean(x.lam + clear * dx.lam, s + clear * ds) - kappa
     over = jnp.maximum(mu - kappa, 0)
@@ -130,7 +99,7 @@ def step(method: Method, state: State) -> State:
     t = jnp.maximum(kappa + sigma * over - ds * dx.lam, 0.0)
     # Beyond what a step can reach the correction is another problem's.
     t = jnp.minimum(t, 10 * jnp.maximum(mu, kappa))
-    dx, ds = method.direction(system, x, s, r, t)
+    dx, ds = direction(ends, system, x, s, r, t)
     most = jnp.minimum(longest(x.lam, dx.lam, ends), longest(s, ds, ends))
     alpha = jnp.minimum(1, jnp.maximum(0.99, 1 - mu) * most)
 
@@ -139,9 +108,27 @@ def step(method: Method, state: State) -> State:
     new_r = method.residuals(new, new_s)
     sound = jnp.isfinite(sum(largest(v) for v in (*new, new_s, *new_r)))[:, 0]
     moved = state.going & sound
-    x, s, r = select(moved, (new, new_s, new_r), (x, s, r))
+    # Of s and λ the one that goes to zero falls faster (El-Bakry, Tapia and Zhang 1994).
+    falls = new_s * x.lam < new.lam * s
+    proof = _proofs(method, state, new.plus(x, -1.0), moved)
+    x, s, r, binding = select(
+        moved, (new, new_s, new_r, falls & (new.lam > new_s)), (x, s, r, state.binding)
+    )
     boost = jnp.where(sound[:, None], state.boost, state.boost * 100)
-    return state._replace(x=x, s=s, residual=r, boost=boost)
+    return state._replace(x=x, s=s, residual=r, boost=boost, binding=binding, proof=proof)
+
+
+def _proofs(method: Method, state: State, dx: Point, moved: jax.Array) -> jax.Array:
+    """Certificates, of the direction in which a sample went that should have arrived by now."""
+    late = moved & (state.steps >= PROMPT)
+
+    def look():
+        unbounded = late & certificates.unbounded(method, dx)
+        proof = jnp.where(unbounded, int(Status.UNBOUNDED), state.proof)
+        infeasible = late & certificates.infeasible(method, dx)
+        return jnp.where(infeasible, int(Status.INFEASIBLE), proof).astype(jnp.int32)
+
+    return lax.cond(jnp.any(late), look, lambda: state.proof)
 
 
 def looked_at(method: Method, state: State, tol: Errors, max_steps: int, counted: int) -> State:
@@ -175,7 +162,7 @@ def looked_at(method: Method, state: State, tol: Errors, max_steps: int, counted
         kappa=kappa,
         centre=centre,
         arrived=state.arrived | arrived,
-        going=going & ~arrived & ~lost & (steps < max_steps),
+        going=going & ~arrived & ~lost & (state.proof == 0) & (steps < max_steps),
         steps=steps,
         merit=merit,
         best=best,
@@ -196,7 +183,7 @@ def run(method: Method, state: State, tol: Errors, max_steps: int) -> State:
 
 def begin(method: Method, going: jax.Array, kappa: jax.Array | None, trace: int | None) -> State:
     """The state before the first step. trace: how many steps it has room for."""
-    x, s = method.start()
+    x, s = start(method)
     zero = jnp.zeros_like(method.theta)
     r = method.residuals(x, s)
     return State(
@@ -209,6 +196,8 @@ def begin(method: Method, going: jax.Array, kappa: jax.Array | None, trace: int 
         arrived=jnp.zeros_like(going),
         steps=jnp.zeros(going.shape, jnp.int32),
         merit=zero[:, 0] + jnp.inf,
+        binding=method.ends & (x.lam > s),
+        proof=jnp.zeros(going.shape, jnp.int32),
         best=(x, s),
         best_merit=zero[:, 0] + jnp.inf,
         centre=None if kappa is None else (x, s),

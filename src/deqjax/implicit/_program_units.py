@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ._interior_point import Method
 from ._kkt import Hessian, equations
+from ._optimality import Method
 from ._products import cholesky, diagonal, lower_inverse, plus_diagonal, times, transposed_times
 from ._quadratic import Layout, Program, Units, largest, power_of_two
 

@@ -15,8 +15,10 @@ from .._solution import Status
 from .._state import select
 from . import _certificates as certificates
 from ._active_set import Polished, polished, solved
-from ._interior_point import Errors, Method, State, begin, run
+from ._interior_point import State, begin, run
 from ._kkt import factor, ridge
+from ._least_norm import least_norm
+from ._optimality import Errors, Method
 from ._products import outer
 from ._program_units import ready
 from ._quadratic import Layout, Point, Program, Units, largest, residuals
@@ -105,7 +107,7 @@ def solve(program: Program, layout: Layout, options: Options) -> Answer:
 
         def body(c: _Rounds) -> _Rounds:
             state = run(method, c.state, ask(c.tight), options.max_steps)
-            new = polished(method, state.x, state.s, state.arrived & ~c.done)
+            new = polished(method, state.x, state.binding, state.arrived & ~c.done)
             limit = jnp.max(jnp.concatenate(tol, 1), axis=1)
             accepted = state.arrived & (new.merit <= jnp.minimum(limit, state.merit))
             take = accepted & ~c.done
@@ -178,12 +180,8 @@ def _status(made, converged, state: State, method: Method) -> jax.Array:
     blown = state.boost[:, 0] > 1e9
     status = jnp.where(blown, int(Status.NONFINITE), int(Status.MAX_STEPS))
     status = jnp.where(certificates.unbounded(method, x), int(Status.UNBOUNDED), status)
-    found = lax.cond(
-        jnp.all(converged),
-        lambda: jnp.zeros_like(converged),
-        lambda: certificates.infeasible(method, x) | jnp.zeros_like(converged),
-    )
-    status = jnp.where(found, int(Status.INFEASIBLE), status)
+    status = jnp.where(certificates.infeasible(method, x), int(Status.INFEASIBLE), status)
+    status = jnp.where(state.proof > 0, state.proof, status)
     status = jnp.where(converged, int(Status.CONVERGED), status)
     status = jnp.where(made.crossing, int(Status.INFEASIBLE), status)
     status = jnp.where(made.convex, status, int(Status.NOT_CONVEX))
@@ -228,6 +226,12 @@ def pulled_back(
     linear = factor(layout, method.eq, system.w, on, boost)
     start = Point(*(jnp.zeros_like(v) for v in right))
     solution = solved(method, linear, system.w, on, right, start)
+    left = right.plus(method.apply(system.w, on, solution), -1.0)
+    left, long = (jnp.max(jnp.abs(jnp.concatenate(v, axis=1)), axis=1) for v in (left, solution))
+    # A residual of the size of the right-hand side says that there is no solution, and one as long
+    # as the inverse of a ridge was made by it.
+    lost = ~(left <= 1e-3) | ~(long <= 0.1 / ridge(layout, left.dtype) ** 0.75)
+    solution = least_norm(method, system.w, on, right, solution, good[:, 0] & lost)
     solution = Point(*(v * size for v in solution))
     sound = jnp.isfinite(jnp.concatenate(solution, axis=1)).all(axis=1, keepdims=True)
     solution = Point(*(jnp.where(good & sound, v, 0) for v in solution))

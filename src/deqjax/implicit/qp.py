@@ -18,6 +18,7 @@ from .._solution import Solution, Stats
 from .._state import from_front
 from .._switches import own_arithmetic, with_own_arithmetic
 from ..solvers import Picard
+from ._products import times
 from ._qp_operands import operands
 from ._qp_solve import Options, System, pulled_back, solve
 from ._quadratic import Layout, Point, Program
@@ -259,9 +260,9 @@ def _results(program, layout, x: Point, stats: QPStats, axis, dtype) -> QPSoluti
     lam, lower, upper = layout.split(x.lam)
     real = lambda v: None if v is None else out(v.astype(dtype))
     G, h = program.M[:, layout.p :], program.e[:, layout.p :]
-    slack = h - jnp.einsum(
-        "bmn,bn->bm", jnp.broadcast_to(G, (len(h), *G.shape[1:])), x.z, precision="highest"
-    )
+    slack = h - times(G, x.z)
+    # That of a sample that failed has no gradient to G and h either.
+    slack = jnp.where(stats.converged[:, None], slack, still(slack))
     stats_out = stats
     if axis is None:
         trace = stats.trace
