@@ -27,8 +27,8 @@ many seeds as there are accuracies. After every update of an ImplicitDense its A
     "universality": """\
 Networks of L layers (tanh, relu, sigmoid, gelu in turn; widths 5, 3, 6, 4) as one weight-tied
 equilibrium, float64, Picard. Errors are relative to the largest entry of back-propagation's
-(gradients to all weights, biases and inputs together); "early" is L − 1 steps from the noise. The
-adjoint of k terms is Picard's iterate Σ (Jᵀ)ⁱ v, i < k; the gradient before that is the whole.""",
+(gradients to all weights, biases and inputs together); "early" is L − 1 steps from the noise, and
+an adjoint of k terms is Picard's iterate Σ (Jᵀ)ⁱ v, i < k.""",
 }
 HEADS = {
     "certificates": ["method", "certified", "false"],
@@ -115,7 +115,7 @@ def draw(kept: Mapping[str, Any], path: Path) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     rows = kept["splittings"]["found"]["rows"]
     for row in rows:
-        left.plot(range(len(row["trace"])), row["trace"], label=row["solver"], lw=1.6)
+        left.plot(row["iterations"], row["residuals"], label=row["solver"], lw=1.6)
     left.set_xscale("symlog", linthresh=1)
     left.set_yscale("log")
     left.set_ylim(1e-10, 1e4)

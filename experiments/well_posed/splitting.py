@@ -40,13 +40,15 @@ def counted(rtol: float = 1e-9) -> dict[str, Any]:
         )
         stats = run(W, b)
         trace = np.asarray(stats.trace) / np.asarray(stats.residual / stats.rel_residual)
-        worst = trace[: int(stats.steps.max()) + 1]
+        worst = np.nanmax(trace[: int(stats.steps.max()) + 1], axis=1)
+        at = np.unique(np.geomspace(1, len(worst), 150).astype(int)) - 1
         rows.append(
             dict(
                 solver=name,
                 steps=int(stats.steps.max()),
                 converged=f"{int(stats.converged.sum())} of {len(b)}",
-                trace=[float(x) for x in np.nanmax(worst, axis=1)],
+                iterations=at.tolist(),
+                residuals=[float(f"{x:.4g}") for x in worst[at]],
             )
         )
     size = float(np.abs(np.linalg.eigvals(np.abs(W))).max())

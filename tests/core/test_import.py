@@ -18,11 +18,8 @@ HEAVY = {
 CORE = sorted(
     [
         *SOURCE.glob("*.py"),
-        *(
-            path
-            for part in ("solvers", "adjoints", "theory")
-            for path in SOURCE.glob(f"{part}/*.py")
-        ),
+        *(path for part in ("solvers", "adjoints") for path in SOURCE.glob(f"{part}/*.py")),
+        *SOURCE.glob("theory/*.py"),
         # All but the pictures.
         *(path for path in SOURCE.glob("diagnostics/*.py") if path.stem != "_drawing"),
     ],

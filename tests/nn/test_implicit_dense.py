@@ -78,30 +78,32 @@ def test_gradients_are_those_of_a_dense_solve(kind, double_precision):
     assert all(jnp.abs(g).max() > 1e-3 for g in jax.tree.leaves(both[0][1]))
 
 
-def test_the_certificate_is_true_after_every_update():
+@pytest.mark.parametrize(
+    "kind", ["inf_norm", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])]
+)
+def test_the_certificate_is_true_after_every_update(kind):
     """With steps far too long."""
-    layers = [ImplicitDense(4, 8, kind=kind, bound=0.9, rngs=nnx.Rngs(0)) for kind in KINDS]
+    layer = ImplicitDense(4, 8, kind=kind, bound=0.9, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (16, 4))
-    for layer in layers:
-        graph, state = nnx.split(layer, nnx.Param)
-        optimiser = optax.adam(0.3)
+    graph, state = nnx.split(layer, nnx.Param)
+    optimiser = optax.adam(0.3)
 
-        @jax.jit
-        def update(state, memory, graph=graph, optimiser=optimiser):
-            def loss(state):
-                sol = nnx.merge(graph, state)(x)
-                return -jnp.mean(sol.z**2), sol.stats.converged
+    @jax.jit
+    def update(state, memory):
+        def loss(state):
+            sol = nnx.merge(graph, state)(x)
+            return -jnp.mean(sol.z**2), sol.stats.converged
 
-            change, converged = jax.grad(loss, has_aux=True)(state)
-            change, memory = optimiser.update(change, memory)
-            return optax.apply_updates(state, change), memory, converged
+        change, converged = jax.grad(loss, has_aux=True)(state)
+        change, memory = optimiser.update(change, memory)
+        return optax.apply_updates(state, change), memory, converged
 
-        memory, start = optimiser.init(state), layer.A()
-        for _ in range(8):
-            state, memory, converged = update(state, memory)
-            assert converged.all()
-            assert nnx.merge(graph, state).certificate().holds
-        assert jnp.abs(nnx.merge(graph, state).A() - start).max() > 0.1
+    memory, start = optimiser.init(state), layer.A()
+    for _ in range(8):
+        state, memory, converged = update(state, memory)
+        assert converged.all()
+        assert nnx.merge(graph, state).certificate().holds
+    assert jnp.abs(nnx.merge(graph, state).A() - start).max() > 0.1
 
 
 def test_one_input_starts_and_solvers():

@@ -210,7 +210,7 @@ def newton(name):
 
 
 @pytest.mark.parametrize("kind", ["inf_norm", "perron", "mu_inf", "monotone"])
-@pytest.mark.parametrize("name", ["relu", "sigmoid"])
+@pytest.mark.parametrize("name", ["relu", pytest.param("sigmoid", marks=pytest.mark.slow)])
 def test_no_pair_of_inputs_moves_z_more_than_the_bound(kind, name):
     size, found, seed = 4.0, None, 0
     while found is None or not found.holds:

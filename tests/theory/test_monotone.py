@@ -99,7 +99,7 @@ def test_prox_of_one_of_your_own():
             prox(bad, 1.0, jnp.zeros(2))
 
 
-@pytest.mark.parametrize("name", ["tanh", "leaky_relu"])
+@pytest.mark.parametrize("name", ["tanh", pytest.param("leaky_relu", marks=pytest.mark.slow)])
 def test_other_activations(name):
     W, b = problem()
     z = [monotone.solve(W, b, name, solver=s, rtol=1e-12, max_steps=9000).z

@@ -92,7 +92,6 @@ def test_derivative_against_central_differences():
             np.testing.assert_array_equal(jacobian[3, :, 3], np.eye(5))
 
 
-@pytest.mark.slow
 def test_transforms_and_edges():
     A = np.random.default_rng(2).normal(size=(3, 4, 5))
     mapped = jax.jit(jax.vmap(lambda A: project_inf_norm(A, 0.5)))(A)
