@@ -54,6 +54,7 @@ def test_solution_and_gradient(cell, solve):
     np.testing.assert_allclose(jitted.linear.weight, grads.linear.weight, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_batch_by_compaction(cell):
     """Functions among the arguments carry no batch."""
     x = jnp.linspace(-1.0, 1.0, 32).reshape(8, 4)

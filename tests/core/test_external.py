@@ -378,7 +378,10 @@ def test_optimistix_value_gradient_and_count(optx, name):
     assert int(sol.stats.f_evals) == cell.calls + n * (steps * jacobian + chord)
 
 
-@pytest.mark.parametrize("name", ["FixedPointIteration", "Newton", "LevenbergMarquardt"])
+@pytest.mark.parametrize(
+    "name",
+    ["FixedPointIteration", "Newton", pytest.param("LevenbergMarquardt", marks=pytest.mark.slow)],
+)
 def test_optimistix_transforms_and_failures(optx, name):
     solver = optimistix_solver(optx, name)
     sol = solve(solver, z0=split(jnp.zeros(6)), cell=on_pytrees(tanh_cell))

@@ -43,6 +43,7 @@ def test_the_gradient_of_a_solution_from_elsewhere(adjoint_solver):
     assert float(report.converged) == 1 and float(report.steps) >= 1
 
 
+@pytest.mark.slow
 def test_forward_mode_and_hessians():
     theta, x = tanh_parameters(4, radius=0.8)
     z_star = tanh_solution(theta, x)

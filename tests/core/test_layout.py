@@ -34,7 +34,7 @@ def state(form, batch, axis, seed=0):
     return {f"k{i}": leaf(*each) for i, each in enumerate(form)}
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(leaves, st.integers(1, 3), st.sampled_from([None, 0, -1]))
 def test_there_and_back(form, batch, axis):
     z = state(form, 1 if axis is None else batch, axis)
@@ -49,7 +49,7 @@ def test_there_and_back(form, batch, axis):
     assert len(jax.tree.leaves(inner)) == len(dtypes)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=6)
 @given(leaves, st.integers(1, 3))
 def test_the_squares_of_each_leaf(form, batch):
     z = state(form, batch, 0)

@@ -333,6 +333,7 @@ def test_a_solve_under_a_cond_can_be_mapped():
 # ------------------------------------------------------------------------------ many devices
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", ["Auto", pytest.param("Explicit", marks=pytest.mark.slow)])
 def test_on_four_devices(axes, on_devices):
     on_devices(4, failure_programs.__file__, f"devices {axes}")

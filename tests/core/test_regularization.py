@@ -82,6 +82,7 @@ def test_gradient_goes_on_through_the_implicit_solution():
     np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(X)), want, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_samples_and_layouts():
     """Per sample, the mean over them, any batch axis, a pytree: the same numbers."""
     z = np.stack([Z, 2 * Z, -Z])

@@ -67,6 +67,7 @@ def test_one_equation_gives_its_products_rows_to_spread_over_threads():
     assert History.zeros(jnp.zeros((1, 8)), M).values.shape == (1, M, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["anderson", "broyden"])
 def test_a_batch_compacted_to_one_keeps_the_layout_of_its_history(solver):
     """The last unfinished sample of four is solved alone, with the history it has."""

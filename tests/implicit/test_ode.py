@@ -19,7 +19,7 @@ from deqjax.implicit import ode
 from . import ode_programs
 
 # Two of the three for every run, since a program takes seconds to compile.
-LONG = (pytest.param("recursive", marks=pytest.mark.slow), "direct", "backsolve")
+LONG = (*(pytest.param(a, marks=pytest.mark.slow) for a in ("recursive", "direct")), "backsolve")
 A = np.array([[-0.3, 1.0], [-1.0, -0.2]])
 Z0 = np.array([[1.0, 2.0], [0.5, -1.0], [3.0, 0.0]])
 
@@ -255,6 +255,7 @@ def test_dtypes_are_kept_and_arithmetic_is_wide(dtype):
     np.testing.assert_allclose(np.asarray(z, float), np.exp(-1), rtol=1e-2)
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None)
 @given(
     shape=st.lists(st.integers(1, 3), min_size=1, max_size=3),
@@ -270,6 +271,7 @@ def test_any_shape_and_axis(shape, axis, span):
     assert sol.stats.status.shape == (() if axis is None else (shape[axis],))
 
 
+@pytest.mark.slow
 def test_on_four_devices(on_devices):
     on_devices(4, ode_programs.__file__, "flow_direct a_closure_is_refused")
 

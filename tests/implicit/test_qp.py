@@ -198,6 +198,7 @@ def spoilt():
     }  # fmt: skip
 
 
+@pytest.mark.slow  # and with one program for all of them in test_qp_endings
 @pytest.mark.parametrize("name", list(spoilt()))
 def test_a_failed_sample_has_its_status_and_touches_nobody(solved, name):
     data = {k: v[:3] for k, v in solved[0].items()}
@@ -237,6 +238,7 @@ def test_duplicated_and_redundant_rows(solved):
     np.testing.assert_allclose(bar["q"], want["q"], atol=1e-7)
 
 
+@pytest.mark.slow
 def test_under_vmap_and_alone(solved):
     data, sol = solved
     one = {k: v[0] for k, v in data.items()}
@@ -247,6 +249,7 @@ def test_under_vmap_and_alone(solved):
     np.testing.assert_allclose(mapped, sol.z, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_trace_falls_and_stops(solved):
     data, _ = solved
     trace = np.asarray(qp(**data, trace=True).stats.trace)

@@ -16,6 +16,10 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 BATCH, N, M, P, BAD = 4, 6, 5, 2, 1
 GOOD = strictly_convex(BATCH, N, M, P)
 DTYPES = pytest.mark.parametrize("dtype", [np.float64, np.float32])
+# Programs of their own, which compile for seconds.
+ALONE = pytest.mark.parametrize(
+    "dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.slow)]
+)
 
 
 def loss(operands, bounds):
@@ -132,7 +136,7 @@ def test_degenerate_samples_are_flagged(dtype):
         assert sol.stats.degenerate.tolist() == [False, True, False, False]
 
 
-@DTYPES
+@ALONE
 def test_linear_program(dtype):
     """Q = 0, more inequalities than unknowns: a vertex."""
     box = np.concatenate([np.eye(N), -np.eye(N)])
@@ -147,7 +151,7 @@ def test_linear_program(dtype):
     assert np.all(np.isfinite(bars[0]))
 
 
-@DTYPES
+@ALONE
 def test_bounds(dtype):
     no_rows = (GOOD.Q, GOOD.q, GOOD.A, GOOD.b)
     wide = dict(lower=np.full((BATCH, N), -4.0), upper=np.full((BATCH, N), 4.0))

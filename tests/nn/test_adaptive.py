@@ -272,6 +272,7 @@ def test_sizes_at_the_wikitext_setting():
     assert untied == [divided, divided + own + projections]
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_one_chunk():
     """Positions × vocabulary would be 105 MB; positions × head, 5.2 MB."""
     softmax, positions = softmax_of("divided", **LARGE), 1024

@@ -136,6 +136,7 @@ def test_checkpoints_are_asked_for(checkpoint, times):
     assert sum(eqn.primitive.name in ("checkpoint", "remat2") for eqn in jaxpr.eqns) == times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [explicit, pytest.param(deep, marks=pytest.mark.slow)])
 def test_the_memory_of_a_stack_is_what_entered_its_cells(build):
     """A segment after a memory that reaches back far enough gives what the whole text gives."""

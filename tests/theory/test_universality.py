@@ -73,6 +73,7 @@ def test_jfb_is_wrong():
     assert apart(bar, want) > 0.3
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(st.lists(st.sampled_from([1, 4]), min_size=1, max_size=4), st.integers(0, 9), st.booleans())
 def test_any_widths(widths, seed, float32):

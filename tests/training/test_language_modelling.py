@@ -102,6 +102,7 @@ def test_the_jacobian_penalty_is_paid_at_a_share_of_the_steps_and_grows(model):
     np.testing.assert_allclose(np.array(paid) - plain, weight * values, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_jacobian_penalty_is_that_of_the_cell_at_the_equilibrium(model):
     task = tiny_run.task()
     carry, batch = task.carry(), task.batch(0)

@@ -213,6 +213,7 @@ def test_a_compiled_program_against_its_own_arithmetic():
 # ---------------------------------------------------------------------------------- plans
 
 
+@pytest.mark.slow
 def test_on_eight_devices(on_devices):
     on_devices(8, str(Path(__file__).with_name("plan_programs.py")), PROGRAMS[0])
 
