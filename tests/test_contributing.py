@@ -15,7 +15,7 @@ def test_folders_and_files_that_are_named_exist():
     )
     assert len(named) > 10
     for name in named:
-        at = Path(re.sub(r"<name>\.py.*", "", name.split(":")[0]))
+        at = Path(re.sub(r"(test_)?<name>\.py.*", "", name.split(":")[0]))
         candidates = (ROOT / at, ROOT / "src" / "deqjax" / at)
         assert any(path.exists() for path in candidates), name
 

@@ -421,7 +421,8 @@ def _finish(c: _Carry, rules: _Rules) -> Result:
         gain = length / jnp.where(given > 0, given, 1)
         # The residual of a linear equation may be nothing but the rounding of a solution so long.
         rounding = 0.1 * tol.roundoff * length
-        lost = (status == Status.CONVERGED) & ~_meets(c.measure, rounding, f_norm, rules)
+        holds = _meets(c.measure, rounding, f_norm, rules._replace(tol=tol.attainable))
+        lost = (status == Status.CONVERGED) & ~holds
         status = jnp.where(lost, int(Status.UNBOUNDED), status)
     size = c.measure.given if best.f_norm is None else best.f_norm
     assert size is not None

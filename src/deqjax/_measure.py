@@ -54,6 +54,12 @@ class Tolerances(NamedTuple):
     roundoff: float = 0.0
 
     @property
+    def attainable(self) -> Tolerances:
+        """These, for what rounding alone decides: a residual may be asked to be zero, and be it,
+        where its rounding never is."""
+        return self._replace(rtol=self.roundoff**0.5) if self.rtol == self.atol == 0 else self
+
+    @property
     def reach(self) -> float:
         """How many times S the yardstick may be."""
         if self.rtol == 0:

@@ -10,17 +10,16 @@ import pytest
 
 import deqjax
 from deqjax import Compacted, Status, WarmStart
-
-from .cells import SMALL, relative
+from tests import cells
 
 CASES = {
     "newton_krylov": dict(solver=deqjax.NewtonKrylov(memory=4)),
     "line_search": dict(solver=deqjax.Broyden(memory=3, line_search=True)),
     "gmres_adjoint": dict(solver="picard", adjoint_solver=deqjax.GMRES(memory=4)),
-    "shine": dict(solver=SMALL["broyden"], adjoint=deqjax.Shine(refine=1)),
+    "shine": dict(solver=cells.SMALL["broyden"], adjoint=deqjax.Shine(refine=1)),
     "reversible": dict(solver="picard", adjoint="reversible"),
     "compacted": dict(solver=Compacted("picard", stages=1)),
-    "warm_start": dict(solver=WarmStart(SMALL["anderson"], "picard", steps=2)),
+    "warm_start": dict(solver=WarmStart(cells.SMALL["anderson"], "picard", steps=2)),
 }
 # The others share their code with these: they run with the slow tests.
 QUICK = ("newton_krylov", "reversible", "compacted")
@@ -75,8 +74,8 @@ def test_nan_in_a_sample_of_x_or_z0(case):
         assert int(sol.stats.status[3]) == Status.NONFINITE
         assert int(sol.stats.steps[3]) == 0
         np.testing.assert_array_equal(sol.z[3], start[3])
-        assert relative(sol.z[keep], clean.z[keep]) < 1e-12
-        assert relative(x_bar[keep], clean_bar[keep]) < 1e-12
+        assert cells.relative(sol.z[keep], clean.z[keep]) < 1e-12
+        assert cells.relative(x_bar[keep], clean_bar[keep]) < 1e-12
         np.testing.assert_array_equal(sol.stats.status[keep], Status.CONVERGED)
 
 
@@ -100,14 +99,14 @@ def test_scalar_states_and_scalar_samples(case, batch_axis):
     z = np.zeros_like(x)
     for _ in range(60):
         z = 0.4 * np.sin(z) + x
-    assert relative(sol.z, z) < 1e-6
+    assert cells.relative(sol.z, z) < 1e-6
     slope = 0.4 * np.cos(z)
     want = -np.sin(z) / (1 - slope)
     if case == "shine":  # approximate, and never worse than without an inverse
         left = np.abs(slope * x_bar - np.sin(z) - x_bar)
         assert np.all(left <= np.abs(slope * np.sin(z)) * (1 + 1e-6))
     else:
-        assert relative(x_bar, want) < 1e-4
+        assert cells.relative(x_bar, want) < 1e-4
 
 
 @one_equation
@@ -145,7 +144,7 @@ def test_more_memory_than_steps_or_unknowns():
         )(x)
         assert bool(sol.stats.converged), solver
         jacobian = np.array([[0.4, 0.1], [0.1, 0.4]])
-        assert relative(sol.z, np.linalg.solve(np.eye(2) - jacobian, x)) < 1e-9
+        assert cells.relative(sol.z, np.linalg.solve(np.eye(2) - jacobian, x)) < 1e-9
     shine = jax.grad(
         lambda x: jnp.sum(
             deqjax.fixed_point(
@@ -158,7 +157,7 @@ def test_more_memory_than_steps_or_unknowns():
             ).z
         )
     )(x)
-    assert relative(shine, np.linalg.solve(np.eye(2) - jacobian, np.ones(2))) < 1e-4
+    assert cells.relative(shine, np.linalg.solve(np.eye(2) - jacobian, np.ones(2))) < 1e-4
 
 
 @pytest.mark.parametrize(

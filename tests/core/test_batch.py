@@ -9,18 +9,7 @@ import pytest
 
 import deqjax
 from deqjax import Status
-
-from .cells import (
-    SMALL,
-    SOLVERS,
-    join,
-    on_pytrees,
-    relative,
-    split,
-    tanh_cell,
-    tanh_parameters,
-    tanh_solution,
-)
+from tests import cells
 
 # Cells of very different difficulty: the smaller the injection, the less tanh saturates.
 SPREAD = np.array([0.01, 0.3, 1.0, 3.0, 30.0])
@@ -43,7 +32,7 @@ def solver_of(name, rtol=1e-7, trace=False):
             elementwise,
             jnp.zeros_like(x),
             x,
-            solver=SMALL[name],
+            solver=cells.SMALL[name],
             batch_axis=0,
             rtol=rtol,
             atol=0.0,
@@ -59,7 +48,7 @@ def assert_same(a, b):
         np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", cells.SOLVERS)
 def test_each_sample_stops_on_its_own_test(solver):
     x = injections()
     sol = solver_of(solver, trace=True)(x)
@@ -77,7 +66,7 @@ def test_each_sample_stops_on_its_own_test(solver):
         assert float(sol.stats.residual[i]) == trace[k, i]
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", cells.SOLVERS)
 def test_batch_mates_do_not_matter_to_the_last_bit(solver):
     x = injections()
     run = solver_of(solver)
@@ -97,16 +86,16 @@ def test_batch_mates_do_not_matter_to_the_last_bit(solver):
     )
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", cells.SOLVERS)
 def test_a_sample_alone_gives_the_same_answer(solver):
     x = injections()
     run = solver_of(solver)
     together, alone = run(x), run(x[1:2])
     assert int(alone.stats.steps[0]) == int(together.stats.steps[1])
-    assert relative(alone.z[0], together.z[1]) < 1e-12
+    assert cells.relative(alone.z[0], together.z[1]) < 1e-12
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", cells.SOLVERS)
 def test_a_poisoned_sample_poisons_no_other(solver):
     x = injections()
     run = solver_of(solver)
@@ -133,7 +122,7 @@ def test_a_poisoned_sample_leaves_the_gradients_of_the_others():
                 elementwise,
                 jnp.zeros_like(x),
                 x,
-                solver=SMALL["anderson"],
+                solver=cells.SMALL["anderson"],
                 batch_axis=0,
                 rtol=1e-8,
                 max_steps=300,
@@ -173,7 +162,7 @@ def test_any_batch_axis(axis):
     """The axis only says where the samples are."""
     x = np.random.default_rng(0).normal(size=(4, 3, 2)) * SPREAD[:4, None, None]
     cell = lambda z, x: 0.5 * jnp.sin(z) + 0.3 * jnp.sum(z, axis=(1, 2), keepdims=True) / 6 + x
-    options = dict(solver=SMALL["anderson"], rtol=1e-8, max_steps=200)
+    options = dict(solver=cells.SMALL["anderson"], rtol=1e-8, max_steps=200)
 
     def moved(z, x):
         return jnp.moveaxis(cell(jnp.moveaxis(z, axis, 0), jnp.moveaxis(x, axis, 0)), 0, axis)
@@ -188,30 +177,30 @@ def test_any_batch_axis(axis):
     assert a.z.shape == there.shape and a.stats.steps.shape == (4,)
     assert np.unique(a.stats.steps).size > 1
     np.testing.assert_array_equal(a.stats.steps, b.stats.steps)
-    assert relative(a.z, np.moveaxis(np.asarray(b.z), 0, axis)) < 1e-12
-    assert relative(ga, np.moveaxis(np.asarray(gb), 0, axis)) < 1e-10
+    assert cells.relative(a.z, np.moveaxis(np.asarray(b.z), 0, axis)) < 1e-12
+    assert cells.relative(ga, np.moveaxis(np.asarray(gb), 0, axis)) < 1e-10
 
 
 def test_pytrees_with_a_batch():
-    theta, _ = tanh_parameters(6, radius=0.9)
+    theta, _ = cells.tanh_parameters(6, radius=0.9)
     x = injections()
     run = lambda f, z0: jax.jit(
         lambda x: deqjax.fixed_point(
-            f, z0, theta, x, solver=SMALL["broyden"], batch_axis=0, rtol=1e-9, max_steps=300
+            f, z0, theta, x, solver=cells.SMALL["broyden"], batch_axis=0, rtol=1e-9, max_steps=300
         )
     )(x)
-    flat = run(tanh_cell, jnp.zeros_like(x))
-    tree = run(on_pytrees(tanh_cell), split(jnp.zeros_like(x)))
+    flat = run(cells.tanh_cell, jnp.zeros_like(x))
+    tree = run(cells.on_pytrees(cells.tanh_cell), cells.split(jnp.zeros_like(x)))
     assert tree.z["a"].shape == (5, 2) and tree.z["b"][0].shape == (5, 4)
     np.testing.assert_allclose(tree.stats.steps, flat.stats.steps, atol=1)
-    assert relative(join(tree.z), tanh_solution(theta, x)) < 1e-8
+    assert cells.relative(cells.join(tree.z), cells.tanh_solution(theta, x)) < 1e-8
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", cells.SOLVERS)
 def test_an_empty_batch(solver):
     def loss(x):
         sol = deqjax.fixed_point(
-            elementwise, jnp.zeros_like(x), x, solver=SMALL[solver], batch_axis=0, trace=True
+            elementwise, jnp.zeros_like(x), x, solver=cells.SMALL[solver], batch_axis=0, trace=True
         )
         return jnp.sum(sol.z), sol
 
@@ -221,18 +210,20 @@ def test_an_empty_batch(solver):
     assert sol.raise_unless_converged() is sol
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", cells.SOLVERS)
 def test_a_batch_of_one_is_the_unbatched_solve(solver):
-    theta, x = tanh_parameters(6, radius=0.9)
-    options = dict(solver=SMALL[solver], rtol=1e-9, max_steps=300, trace=True)
+    theta, x = cells.tanh_parameters(6, radius=0.9)
+    options = dict(solver=cells.SMALL[solver], rtol=1e-9, max_steps=300, trace=True)
     one = jax.jit(
         lambda x: deqjax.fixed_point(
-            tanh_cell, jnp.zeros((1, 6)), theta, x, batch_axis=0, **options
+            cells.tanh_cell, jnp.zeros((1, 6)), theta, x, batch_axis=0, **options
         )
     )(x[None])
-    plain = jax.jit(lambda x: deqjax.fixed_point(tanh_cell, jnp.zeros(6), theta, x, **options))(x)
+    plain = jax.jit(
+        lambda x: deqjax.fixed_point(cells.tanh_cell, jnp.zeros(6), theta, x, **options)
+    )(x)
     assert int(one.stats.steps[0]) == int(plain.stats.steps) > 3
-    assert relative(one.z[0], plain.z) < 1e-12
+    assert cells.relative(one.z[0], plain.z) < 1e-12
     k = int(plain.stats.steps)
     np.testing.assert_allclose(one.stats.trace[:k, 0], plain.stats.trace[:k], rtol=1e-4)
 
@@ -242,7 +233,12 @@ def test_without_a_batch_axis_rows_are_one_equation():
     x = injections()
     whole = jax.jit(
         lambda x: deqjax.fixed_point(
-            elementwise, jnp.zeros_like(x), x, solver=SMALL["anderson"], rtol=1e-7, max_steps=300
+            elementwise,
+            jnp.zeros_like(x),
+            x,
+            solver=cells.SMALL["anderson"],
+            rtol=1e-7,
+            max_steps=300,
         )
     )(x)
     assert whole.stats.steps.shape == () and bool(whole.stats.converged)

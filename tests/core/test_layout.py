@@ -12,8 +12,7 @@ import deqjax
 from deqjax import _layout
 from deqjax._layout import INNER, Layout, Packed, by_leaf
 from deqjax._state import dot
-
-from .cells import relative
+from tests import cells
 
 SHAPES = [(), (3,), (2, 2), (0,), (5,)]
 leaves = st.lists(
@@ -118,7 +117,7 @@ def test_equal_to_leaves_one_by_one(monkeypatch, solver, adjoint, axis):
     monkeypatch.setattr(_layout, "SMALL", 0)
     *want, stats_ = everything()
     # SHINE's gradient is what a history, and its rounding, makes of it.
-    assert relative(got, want) < (1e-3 if adjoint == "shine" else 1e-10)
+    assert cells.relative(got, want) < (1e-3 if adjoint == "shine" else 1e-10)
     assert stats.leaves.shape == stats_.leaves.shape == ((3,) if axis is None else (4, 3))
     np.testing.assert_array_equal(stats.status, stats_.status)
     np.testing.assert_array_equal(stats.steps, stats_.steps)
@@ -136,7 +135,7 @@ def test_a_solve_is_resumed():
     whole = deqjax.fixed_point(cell, z0, 0.4, batch_axis=0, rtol=1e-10)
     assert bool(rest.stats.converged.all())
     assert int(rest.state.age) == 4 + int(rest.stats.steps.max())
-    assert relative(rest.z, whole.z) < 1e-8
+    assert cells.relative(rest.z, whole.z) < 1e-8
 
 
 @pytest.mark.slow
@@ -147,7 +146,7 @@ def test_samples_that_are_done_are_left_behind():
     solve = lambda solver: deqjax.fixed_point(f, z0, theta, solver=solver, batch_axis=0, rtol=1e-10)
     sol = solve(deqjax.Compacted(deqjax.Anderson(), stages=2))
     assert bool(sol.stats.converged.all())
-    assert relative(sol.z, solve("anderson").z) < 1e-8
+    assert cells.relative(sol.z, solve("anderson").z) < 1e-8
 
 
 def test_the_program_does_not_grow_with_the_leaves():

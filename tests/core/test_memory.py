@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import deqjax
-
-from .cells import SMALL, SOLVERS
+from tests import cells
 
 N = 256
 
@@ -34,9 +33,9 @@ def temporary_bytes(solver, adjoint, max_steps):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", cells.SOLVERS)
 def test_memory_does_not_grow_with_the_number_of_steps(solver):
-    short, long = (temporary_bytes(SMALL[solver], "implicit", k) for k in (16, 256))
+    short, long = (temporary_bytes(cells.SMALL[solver], "implicit", k) for k in (16, 256))
     assert 0 < long <= 1.02 * short
 
 

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 import deqjax
-
-from .cells import SMALL, SOLVERS
+from tests import cells
 
 FEW = settings(max_examples=5, deadline=None, derandomize=True)
 # For those that compile more than one program, or long ones.
@@ -19,7 +18,7 @@ FEWER = settings(max_examples=3, deadline=None, derandomize=True)
 OTHERS = {
     "newton_krylov": dict(solver=deqjax.NewtonKrylov(memory=4)),
     "line_search": dict(solver=deqjax.Broyden(memory=4, line_search=True)),
-    "shine": dict(solver=SMALL["broyden"], adjoint=deqjax.Shine(refine=1)),
+    "shine": dict(solver=cells.SMALL["broyden"], adjoint=deqjax.Shine(refine=1)),
     "reversible": dict(solver="picard", adjoint="reversible"),
 }
 
@@ -87,7 +86,7 @@ def coupled_solution(bias, rate):
 @given(
     tree=trees,
     dtype=st.sampled_from(sorted(DTYPES)),
-    solver=st.sampled_from(SOLVERS),
+    solver=st.sampled_from(cells.SOLVERS),
     rate=st.sampled_from([-0.8, 0.3, 0.6]),
     seed=st.integers(0, 99),
 )
@@ -95,7 +94,7 @@ def test_contractions_converge_with_structure_and_dtype_kept(tree, dtype, solver
     bias, z0 = draw_arrays(tree, dtype, seed), draw_arrays(tree, dtype, seed + 1)
     sol = jax.jit(
         lambda z0, bias: deqjax.fixed_point(
-            lambda z: coupled(z, bias, rate), z0, solver=SMALL[solver]
+            lambda z: coupled(z, bias, rate), z0, solver=cells.SMALL[solver]
         )
     )(z0, bias)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), sol.z) == jax.tree.map(
@@ -114,7 +113,7 @@ def test_contractions_converge_with_structure_and_dtype_kept(tree, dtype, solver
     batch=st.integers(1, 4),
     axis=st.integers(-2, 1),
     dtype=st.sampled_from(["float64", "float32", "bfloat16"]),
-    solver=st.sampled_from(SOLVERS),
+    solver=st.sampled_from(cells.SOLVERS),
     seed=st.integers(0, 99),
 )
 def test_batched_contractions_converge_sample_by_sample(sample, batch, axis, dtype, solver, seed):
@@ -132,7 +131,7 @@ def test_batched_contractions_converge_sample_by_sample(sample, batch, axis, dty
             jax.tree.map(jnp.zeros_like, bias),
             bias,
             rates,
-            solver=SMALL[solver],
+            solver=cells.SMALL[solver],
             batch_axis=axis,
         )
     )(bias, rates)
@@ -147,7 +146,7 @@ def test_batched_contractions_converge_sample_by_sample(sample, batch, axis, dty
 @FEW
 @given(
     n=st.integers(1, 6),
-    solver=st.sampled_from(SOLVERS),
+    solver=st.sampled_from(cells.SOLVERS),
     gain=st.sampled_from([0.5, 3.0, 30.0]),
     max_steps=st.integers(0, 12),
     seed=st.integers(0, 99),
@@ -158,7 +157,9 @@ def test_any_cell_ends_with_a_residual_no_worse_than_the_start(n, solver, gain, 
     w, z0 = gain * rng.normal(size=(n, n)), rng.normal(size=n)
     f = lambda z: jnp.sin(w @ z) + 0.1 * (w @ z)
     sol = jax.jit(
-        lambda z0: deqjax.fixed_point(f, z0, solver=SMALL[solver], max_steps=max_steps, trace=True)
+        lambda z0: deqjax.fixed_point(
+            f, z0, solver=cells.SMALL[solver], max_steps=max_steps, trace=True
+        )
     )(z0)
     start = np.linalg.norm(f(z0) - z0)
     here = np.linalg.norm(f(sol.z) - sol.z)
@@ -173,7 +174,7 @@ def test_any_cell_ends_with_a_residual_no_worse_than_the_start(n, solver, gain, 
 @given(
     tree=trees,
     dtype=st.sampled_from(["float64", "complex128", "float32"]),
-    solver=st.sampled_from(SOLVERS),
+    solver=st.sampled_from(cells.SOLVERS),
     seed=st.integers(0, 99),
 )
 def test_gradients_of_contractions_are_known(tree, dtype, solver, seed):
@@ -186,7 +187,7 @@ def test_gradients_of_contractions_are_known(tree, dtype, solver, seed):
             deqjax.fixed_point(
                 lambda z: coupled(z, bias, 0.6),
                 jax.tree.map(jnp.zeros_like, bias),
-                solver=SMALL[solver],
+                solver=cells.SMALL[solver],
                 rtol=1e-6 if dtype == "float32" else 1e-10,
             ).z
         )
@@ -204,10 +205,10 @@ def test_mixed_dtypes_in_one_state():
     """Arithmetic in the widest, tolerance of the narrowest, each leaf stored as it came."""
     z0 = {"low": jnp.zeros(3, jnp.bfloat16), "high": jnp.zeros(2, jnp.float32)}
     bias = {"low": jnp.ones(3, jnp.bfloat16), "high": jnp.ones(2, jnp.float32)}
-    for solver in SOLVERS:
+    for solver in cells.SOLVERS:
         sol = jax.jit(
             lambda z0, solver=solver: deqjax.fixed_point(
-                lambda z: coupled(z, bias, 0.5), z0, solver=SMALL[solver]
+                lambda z: coupled(z, bias, 0.5), z0, solver=cells.SMALL[solver]
             )
         )(z0)
         assert (sol.z["low"].dtype, sol.z["high"].dtype) == (jnp.bfloat16, jnp.float32)
@@ -319,7 +320,7 @@ def test_vmap_is_the_batch_axis_in_value_and_gradient(batch, axis, case, seed):
     stages=st.sampled_from([1, 3, (3, 1), (5, 4)]),
     axis=st.integers(-2, 1),
     dtype=st.sampled_from(["float64", "float32"]),
-    solver=st.sampled_from(SOLVERS),
+    solver=st.sampled_from(cells.SOLVERS),
     seed=st.integers(0, 99),
 )
 def test_compacted_is_the_solver_that_it_wraps(sample, batch, stages, axis, dtype, solver, seed):
@@ -350,8 +351,8 @@ def test_compacted_is_the_solver_that_it_wraps(sample, batch, stages, axis, dtyp
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(bias)
 
-    (_, want), want_bar = run(SMALL[solver])
-    (_, got), bar = run(deqjax.Compacted(SMALL[solver], stages=stages))
+    (_, want), want_bar = run(cells.SMALL[solver])
+    (_, got), bar = run(deqjax.Compacted(cells.SMALL[solver], stages=stages))
     assert got.stats.status.shape == (batch,)
     np.testing.assert_array_equal(got.stats.status, want.stats.status)
     tolerance = 1e-2 if dtype == "float32" else 1e-5

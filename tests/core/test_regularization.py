@@ -7,22 +7,21 @@ import pytest
 
 import deqjax
 from deqjax.regularization import correction_states, fixed_point_correction, jacobian_penalty
-
-from .cells import tanh_cell, tanh_jacobian, tanh_parameters, tanh_solution
+from tests import cells
 
 N = 5
-THETA, X = tanh_parameters(N)
+THETA, X = cells.tanh_parameters(N)
 Z = np.linspace(-0.5, 0.8, N)
 KEY = jax.random.key(3)
 
 
 def dense(z=Z, theta=THETA):
-    return tanh_jacobian(np.asarray(z), theta)
+    return cells.tanh_jacobian(np.asarray(z), theta)
 
 
 def penalty(z=Z, theta=THETA, **options):
     theta = jax.tree.map(jnp.asarray, theta)
-    return jacobian_penalty(tanh_cell, jnp.asarray(z), theta, X, **({"key": KEY} | options))
+    return jacobian_penalty(cells.tanh_cell, jnp.asarray(z), theta, X, **({"key": KEY} | options))
 
 
 def squares(j):
@@ -57,7 +56,7 @@ def test_gradient_against_dense_derivatives():
     v = jnp.stack([jax.random.rademacher(first(k), (N,), float) for k in keys])
 
     def reference(z, theta):
-        return jnp.mean(jnp.sum((v @ jax.jacfwd(tanh_cell)(z, theta, X)) ** 2, axis=1)) / N
+        return jnp.mean(jnp.sum((v @ jax.jacfwd(cells.tanh_cell)(z, theta, X)) ** 2, axis=1)) / N
 
     z, theta = jnp.asarray(Z), jax.tree.map(jnp.asarray, THETA)
     ours = jax.value_and_grad(lambda z, t: penalty(z, t, probes=probes), (0, 1))(z, theta)
@@ -73,10 +72,10 @@ def test_gradient_goes_on_through_the_implicit_solution():
 
     def loss(x):
         options = dict(rtol=1e-12, atol=1e-12)
-        z = deqjax.fixed_point(tanh_cell, jnp.zeros(N), theta, x, **options).z
-        return jacobian_penalty(tanh_cell, z, theta, x, key=KEY)
+        z = deqjax.fixed_point(cells.tanh_cell, jnp.zeros(N), theta, x, **options).z
+        return jacobian_penalty(cells.tanh_cell, z, theta, x, key=KEY)
 
-    z = tanh_solution(THETA, X)
+    z = cells.tanh_solution(THETA, X)
     direct = jax.grad(lambda z: penalty(z))(jnp.asarray(z))
     want = np.linalg.solve((np.eye(N) - dense(z)).T, direct)
     np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(X)), want, rtol=1e-8)
@@ -117,8 +116,10 @@ def test_nothing_is_solved_again_and_probes_share_memory():
     theta = jax.tree.map(jnp.asarray, THETA)
 
     def loss(theta, probes):
-        z = deqjax.fixed_point(tanh_cell, jnp.zeros(N), theta, X, solver="picard").z
-        extra = jacobian_penalty(tanh_cell, z, theta, X, key=KEY, probes=probes) if probes else 0
+        z = deqjax.fixed_point(cells.tanh_cell, jnp.zeros(N), theta, X, solver="picard").z
+        extra = (
+            jacobian_penalty(cells.tanh_cell, z, theta, X, key=KEY, probes=probes) if probes else 0
+        )
         return z.sum() + extra
 
     loops = [str(jax.make_jaxpr(lambda t, p=p: loss(t, p))(theta)).count("while[") for p in (0, 3)]
@@ -126,7 +127,9 @@ def test_nothing_is_solved_again_and_probes_share_memory():
 
     def memory(probes):
         z = jnp.ones((200, N))
-        run = lambda t: jacobian_penalty(tanh_cell, z, t, X, key=KEY, probes=probes, batch_axis=0)
+        run = lambda t: jacobian_penalty(
+            cells.tanh_cell, z, t, X, key=KEY, probes=probes, batch_axis=0
+        )
         return jax.jit(jax.grad(run)).lower(theta).compile().memory_analysis().temp_size_in_bytes
 
     assert memory(32) < memory(2) + 32 * 200 * N  # far below 30 more states of 8 bytes a number
@@ -147,12 +150,12 @@ def test_states_are_the_path_of_the_solve(solver):
     """The residual of each is the least that the one long solve had seen by then."""
     theta = jax.tree.map(jnp.asarray, THETA)
     at = (1, 3, 6)
-    states = correction_states(tanh_cell, jnp.zeros(N), theta, X, at=at, solver=solver)
+    states = correction_states(cells.tanh_cell, jnp.zeros(N), theta, X, at=at, solver=solver)
     trace = deqjax.fixed_point(
-        *(tanh_cell, jnp.zeros(N), theta, X), solver=solver, trace=True
+        *(cells.tanh_cell, jnp.zeros(N), theta, X), solver=solver, trace=True
     ).stats.trace
     for steps, z in zip(at, states, strict=True):
-        residual = jnp.linalg.norm(tanh_cell(z, theta, X) - z)
+        residual = jnp.linalg.norm(cells.tanh_cell(z, theta, X) - z)
         np.testing.assert_allclose(residual, jnp.min(trace[: steps + 1]), rtol=1e-9)
 
 
@@ -162,7 +165,7 @@ def test_gradient_is_that_of_one_evaluation():
     c = jnp.arange(1.0, N + 1)
 
     def loss(x):
-        states = correction_states(tanh_cell, jnp.zeros(N), theta, x, at=(2, 4))
+        states = correction_states(cells.tanh_cell, jnp.zeros(N), theta, x, at=(2, 4))
         return fixed_point_correction(lambda z: c @ z, states, decay=0.5)
 
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(jnp.asarray(X)), 1.5 * c, rtol=1e-12)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import deqjax
-
-from .cells import SMALL, SOLVERS
+from tests import cells
 
 LARGE, TINY = 1e5, 1e-6
 COSINE = 0.7390851332151607  # cos x = x
@@ -27,10 +26,10 @@ def as_tree(z, a):
     return {"large": z[0], "tiny": z[1]}
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", cells.SOLVERS)
 def test_each_unknown_is_solved_at_its_own_size(solver):
     run = lambda scale: deqjax.fixed_point(
-        mixed, jnp.zeros(2), 1.0, solver=SMALL[solver], scale=scale, max_steps=300
+        mixed, jnp.zeros(2), 1.0, solver=cells.SMALL[solver], scale=scale, max_steps=300
     )
     with_scale = run(SIZES)
     assert bool(with_scale.stats.converged)
@@ -94,7 +93,9 @@ def test_leaves_of_a_batch():
 
 @pytest.mark.parametrize("solver", ["picard", "anderson", "broyden"])
 def test_a_power_of_two_for_all_changes_no_digit(solver):
-    run = lambda scale: deqjax.fixed_point(jnp.cos, jnp.zeros(3), solver=SMALL[solver], scale=scale)
+    run = lambda scale: deqjax.fixed_point(
+        jnp.cos, jnp.zeros(3), solver=cells.SMALL[solver], scale=scale
+    )
     plain, scaled = run(None), run(2.0**-30)
     np.testing.assert_array_equal(plain.z, scaled.z)
     assert int(plain.stats.steps) == int(scaled.stats.steps)

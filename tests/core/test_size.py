@@ -11,11 +11,10 @@ import deqjax
 from deqjax._solution import Stats
 from deqjax._state import norm
 from deqjax.solvers.base import Cell, Point
-
-from .cells import SMALL, relative, tanh_cell, tanh_parameters
+from tests import cells
 
 ADJOINTS = {
-    **{name: deqjax.Implicit(solver=solver) for name, solver in SMALL.items()},
+    **{name: deqjax.Implicit(solver=solver) for name, solver in cells.SMALL.items()},
     "gmres": deqjax.Implicit(solver="gmres"),
     "shine": deqjax.Shine(refine=1),
     "phantom": deqjax.Phantom(),
@@ -30,7 +29,7 @@ def gradient(scale, theta, x, adjoint, solver="broyden", **options):
     def loss(theta, x, probe):
         z0, batch_axis = jnp.zeros_like(x), 0 if x.ndim == 2 else None
         sol = deqjax.fixed_point(
-            lambda z, theta, x: tanh_cell(z, theta, x),
+            lambda z, theta, x: cells.tanh_cell(z, theta, x),
             *(z0, theta, x),
             **dict(solver=solver, adjoint=adjoint, batch_axis=batch_axis, rtol=1e-6) | options,
             adjoint_probe=probe,
@@ -42,7 +41,7 @@ def gradient(scale, theta, x, adjoint, solver="broyden", **options):
 
 
 def single(n=6, rows=None):
-    theta, x = tanh_parameters(n)
+    theta, x = cells.tanh_parameters(n)
     x = x if rows is None else np.stack([(i + 1) * x for i in range(rows)])
     return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (theta, x))
 
@@ -55,7 +54,7 @@ def test_a_gradient_is_as_good_for_a_loss_of_any_size(adjoint):
     for scale in SIZES:
         *got, found = run(scale)
         scaled = jax.tree.map(lambda g, s=scale: np.asarray(g, np.float64) / s, got)
-        assert relative(scaled, want) < 1e-6
+        assert cells.relative(scaled, want) < 1e-6
         np.testing.assert_array_equal(found.status, report.status)
         np.testing.assert_array_equal(found.steps, report.steps)
         np.testing.assert_allclose(found.rel_residual, report.rel_residual, rtol=1e-5)
@@ -82,7 +81,9 @@ def test_a_cotangent_that_is_not_finite_spoils_its_own_sample_only():
     theta, x = single(rows=3)
 
     def u(v):
-        solve = lambda x: deqjax.fixed_point(tanh_cell, jnp.zeros_like(x), theta, x, batch_axis=0).z
+        solve = lambda x: (
+            deqjax.fixed_point(cells.tanh_cell, jnp.zeros_like(x), theta, x, batch_axis=0).z
+        )
         return jax.vjp(solve, x)[1](v)[0]
 
     v = jnp.ones_like(x)
@@ -93,28 +94,30 @@ def test_a_cotangent_that_is_not_finite_spoils_its_own_sample_only():
 def test_a_tangent_of_any_size():
     theta, x = single()
     solve = lambda x: (
-        deqjax.fixed_point(tanh_cell, jnp.zeros_like(x), theta, x, forward_mode=True, rtol=1e-6).z
+        deqjax.fixed_point(
+            cells.tanh_cell, jnp.zeros_like(x), theta, x, forward_mode=True, rtol=1e-6
+        ).z
     )
     push = jax.jit(lambda size: jax.jvp(solve, (x,), (size * jnp.ones_like(x),))[1])
     for size in SIZES:
-        assert relative(np.asarray(push(size), np.float64) / size, push(1.0)) < 1e-6
+        assert cells.relative(np.asarray(push(size), np.float64) / size, push(1.0)) < 1e-6
 
 
 def test_second_derivatives_of_a_loss_of_any_size():
     theta, x = single()
-    solve = lambda x: deqjax.fixed_point(tanh_cell, jnp.zeros_like(x), theta, x, rtol=1e-6).z
+    solve = lambda x: deqjax.fixed_point(cells.tanh_cell, jnp.zeros_like(x), theta, x, rtol=1e-6).z
     loss = lambda x, size: size * jnp.sum(jnp.sin(solve(x)))
     hessian = jax.jit(lambda size: jax.jacrev(jax.grad(loss))(x, size))
     for size in (1e-15, 1e15):
-        assert relative(np.asarray(hessian(size), np.float64) / size, hessian(1.0)) < 1e-5
+        assert cells.relative(np.asarray(hessian(size), np.float64) / size, hessian(1.0)) < 1e-5
 
 
-@pytest.mark.parametrize("solver", SMALL)
+@pytest.mark.parametrize("solver", cells.SMALL)
 def test_a_length_that_overflows_is_no_solution(solver):
     """‖f(z) − z‖ is finite, ‖f(z)‖ is not: every residual would meet a relative tolerance."""
     z0 = jnp.full((2, 4), 1.0, jnp.float32).at[0].set(1e20)
     sol = deqjax.fixed_point(
-        lambda z: 1.001 * z, z0, solver=SMALL[solver], batch_axis=0, max_steps=3
+        lambda z: 1.001 * z, z0, solver=cells.SMALL[solver], batch_axis=0, max_steps=3
     )
     assert sol.stats.status[0] == deqjax.Status.NONFINITE
     assert sol.stats.status[1] != deqjax.Status.NONFINITE
@@ -171,5 +174,5 @@ def test_an_adjoint_of_ones_own_sees_any_size_or_the_real_one(adjoint):
     for scale in (1.0, SIZES[0]):
         *got, report = gradient(scale, theta, x, adjoint)
         scaled = jax.tree.map(lambda g, s=scale: np.asarray(g, np.float64) / s / 2, got)
-        assert relative(scaled, want) < 1e-6
+        assert cells.relative(scaled, want) < 1e-6
     assert float(report.residual) < 1e-20

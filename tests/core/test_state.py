@@ -7,8 +7,7 @@ import pytest
 
 import deqjax
 from deqjax._state import History
-
-from .cells import relative
+from tests import cells
 
 M = 3
 SHAPES = {"vector": (), "rows": (5,), "grid": (4, 2), "complex": (2, 3)}
@@ -80,4 +79,4 @@ def test_a_batch_compacted_to_one_keeps_the_layout_of_its_history(solver):
     sol = deqjax.fixed_point(f, jnp.zeros((4, 3, 5)), rate, bias, solver=packed, **options)
     assert bool(sol.stats.converged.all())
     np.testing.assert_array_equal(sol.stats.steps, plain.stats.steps)
-    assert relative(sol.z, plain.z) < 1e-12
+    assert cells.relative(sol.z, plain.z) < 1e-12

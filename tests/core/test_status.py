@@ -7,16 +7,7 @@ import pytest
 
 import deqjax
 from deqjax import Status
-
-from .cells import (
-    SMALL,
-    SOLVERS,
-    linear,
-    linear_cell,
-    relative,
-    tanh_cell,
-    tanh_parameters,
-)
+from tests import cells
 
 
 def solve(f, z0, *args, **options):
@@ -55,9 +46,9 @@ def test_the_stop_test_to_the_digit(rtol, atol, stops):
 @pytest.mark.parametrize("tolerances", [(1e-6, 0.0), (0.0, 1e-6), (1e-3, 1e-3)])
 def test_stops_at_the_first_step_that_meets_the_test(tolerances):
     rtol, atol = tolerances
-    theta, x = tanh_parameters(6, radius=0.8)
+    theta, x = cells.tanh_parameters(6, radius=0.8)
     f = lambda z: np.tanh(theta["w"] @ z + theta["b"]) + x
-    sol = solve(tanh_cell, np.zeros(6), theta, x, solver="picard", rtol=rtol, atol=atol)
+    sol = solve(cells.tanh_cell, np.zeros(6), theta, x, solver="picard", rtol=rtol, atol=atol)
     z, steps = np.zeros(6), 0
     while np.linalg.norm(f(z) - z) > atol + rtol * np.linalg.norm(f(z)):
         z, steps = f(z), steps + 1
@@ -96,7 +87,7 @@ def test_norms_of_half_precision_do_not_overflow():
 
 
 def test_z0_at_the_solution_takes_no_step():
-    for solver in SMALL.values():
+    for solver in cells.SMALL.values():
         sol = solve(lambda z: 0.5 * z, np.zeros(3), solver=solver)
         assert bool(sol.stats.converged)
         assert (int(sol.stats.steps), int(sol.stats.f_evals)) == (0, 1)
@@ -106,7 +97,7 @@ def test_z0_at_the_solution_takes_no_step():
 # ------------------------------------------------------------------------------- best iterate
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", cells.SOLVERS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_never_returns_a_worse_iterate_than_one_it_saw(solver, seed):
     """A cell that no solver converges on: residuals rise and fall."""
@@ -116,7 +107,9 @@ def test_never_returns_a_worse_iterate_than_one_it_saw(solver, seed):
     z0 = rng.normal(size=5)
 
     def stopped_after(steps):
-        sol = solve(f, z0, solver=SMALL[solver], rtol=1e-14, atol=0.0, max_steps=steps, trace=True)
+        sol = solve(
+            f, z0, solver=cells.SMALL[solver], rtol=1e-14, atol=0.0, max_steps=steps, trace=True
+        )
         return sol, np.asarray(sol.stats.trace)
 
     rises = np.diff(stopped_after(25)[1]) > 0
@@ -129,14 +122,20 @@ def test_never_returns_a_worse_iterate_than_one_it_saw(solver, seed):
     )
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", cells.SOLVERS)
 def test_short_budgets(solver):
     """max_steps of 1 to 3: progress at once, and true statistics."""
-    a, b, _ = linear([0.9, 0.5, -0.7, 0.3])
-    f = lambda z: linear_cell(z, a, b)
+    a, b, _ = cells.linear([0.9, 0.5, -0.7, 0.3])
+    f = lambda z: cells.linear_cell(z, a, b)
     for budget in (1, 2, 3) if solver == "anderson" else (1, 2):
         sol = solve(
-            f, np.zeros(4), solver=SMALL[solver], rtol=1e-14, atol=0.0, max_steps=budget, trace=True
+            f,
+            np.zeros(4),
+            solver=cells.SMALL[solver],
+            rtol=1e-14,
+            atol=0.0,
+            max_steps=budget,
+            trace=True,
         )
         assert int(sol.stats.status) == Status.MAX_STEPS and not bool(sol.stats.converged)
         assert int(sol.stats.steps) == budget and int(sol.stats.f_evals) == budget + 1
@@ -151,12 +150,12 @@ def test_short_budgets(solver):
 # ------------------------------------------------------------------------------- failures
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", cells.SOLVERS)
 def test_f_that_turns_nan_midway(solver):
     """z' = z/2 + 1 from 0 goes 0, 1, ... towards 2, and f is NaN (or ∞) beyond 1.2."""
     f = lambda z, bad: jnp.where(z > 1.2, bad, 0.5 * z + 1.0)
     run = jax.jit(
-        lambda bad: deqjax.fixed_point(f, jnp.zeros(3), bad, solver=SMALL[solver], trace=True)
+        lambda bad: deqjax.fixed_point(f, jnp.zeros(3), bad, solver=cells.SMALL[solver], trace=True)
     )
     for bad in (np.nan, np.inf):
         sol = run(bad)
@@ -168,11 +167,11 @@ def test_f_that_turns_nan_midway(solver):
         assert not np.isfinite(sol.stats.trace[2]) and np.all(np.isnan(sol.stats.trace[3:]))
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", cells.SOLVERS)
 def test_nonfinite_from_the_start(solver):
     @jax.jit
     def run(z0, x):
-        return deqjax.fixed_point(lambda z: 0.5 * z + x, z0, solver=SMALL[solver])
+        return deqjax.fixed_point(lambda z: 0.5 * z + x, z0, solver=cells.SMALL[solver])
 
     for sol in (run(np.array([0.0, np.nan]), 1.0), run(np.array([0.0, np.inf]), 1.0)):
         assert int(sol.stats.status) == Status.NONFINITE
@@ -193,34 +192,36 @@ def test_divergence_is_called_by_its_name():
 
 def test_a_large_start_is_not_a_divergence():
     """The residual may rise by orders of magnitude on the way to a solution of that size."""
-    a, b, z_star = linear([0.99, 0.98, 0.5])
-    sol = solve(linear_cell, np.zeros(3), a, 1e8 * b, solver="anderson", rtol=1e-9)
-    assert bool(sol.stats.converged) and relative(sol.z, 1e8 * z_star) < 1e-6
+    a, b, z_star = cells.linear([0.99, 0.98, 0.5])
+    sol = solve(cells.linear_cell, np.zeros(3), a, 1e8 * b, solver="anderson", rtol=1e-9)
+    assert bool(sol.stats.converged) and cells.relative(sol.z, 1e8 * z_star) < 1e-6
 
 
 @pytest.mark.parametrize("solver", ["anderson", "broyden"])
 def test_a_solve_may_pass_through_worse_iterates(solver):
     """An expansive linear map: Picard diverges, the others converge."""
-    a, b, z_star = linear([3.0, -2.0, 0.5])
-    sol = solve(linear_cell, np.zeros(3), a, b, solver=SMALL[solver], rtol=1e-9, trace=True)
-    assert bool(sol.stats.converged) and relative(sol.z, z_star) < 1e-7
+    a, b, z_star = cells.linear([3.0, -2.0, 0.5])
+    sol = solve(
+        cells.linear_cell, np.zeros(3), a, b, solver=cells.SMALL[solver], rtol=1e-9, trace=True
+    )
+    assert bool(sol.stats.converged) and cells.relative(sol.z, z_star) < 1e-7
     assert np.nanmax(sol.stats.trace) > 1.5 * float(sol.stats.trace[0])
 
 
 # ------------------------------------------------------------------------------- costs
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", cells.SOLVERS)
 @pytest.mark.parametrize("max_steps", [3, 100])
 def test_f_evals_are_counted_truly(solver, max_steps):
-    theta, x = tanh_parameters(5)
+    theta, x = cells.tanh_parameters(5)
     calls = []
 
     def f(z):
         jax.debug.callback(lambda: calls.append(1))
-        return tanh_cell(z, theta, x)
+        return cells.tanh_cell(z, theta, x)
 
-    sol = solve(f, np.zeros(5), solver=SMALL[solver], rtol=1e-6, max_steps=max_steps)
+    sol = solve(f, np.zeros(5), solver=cells.SMALL[solver], rtol=1e-6, max_steps=max_steps)
     jax.block_until_ready(sol)
     jax.effects_barrier()
     assert len(calls) == int(sol.stats.f_evals) >= 1
@@ -229,15 +230,15 @@ def test_f_evals_are_counted_truly(solver, max_steps):
 
 def test_a_gradient_costs_one_linearisation():
     """Beyond the forward solve f runs at most twice: linearised in z, and in the parameters."""
-    theta, x = tanh_parameters(5)
+    theta, x = cells.tanh_parameters(5)
     calls = []
 
     def f(z, x):
         jax.debug.callback(lambda: calls.append(1))
-        return tanh_cell(z, theta, x)
+        return cells.tanh_cell(z, theta, x)
 
     def loss(x):
-        sol = deqjax.fixed_point(f, jnp.zeros(5), x, solver=SMALL["anderson"], rtol=1e-8)
+        sol = deqjax.fixed_point(f, jnp.zeros(5), x, solver=cells.SMALL["anderson"], rtol=1e-8)
         return jnp.sum(sol.z), sol.stats
 
     grad, stats = jax.jit(jax.grad(loss, has_aux=True))(x)

@@ -12,28 +12,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import deqjax
 from deqjax import Status
-from tests.core.cells import (
-    TIGHT,
-    chandrasekhar,
-    cotangent_of,
-    linear,
-    linear_cell,
-    loss_of,
-    on_pytrees,
-    relative,
-    split,
-    tanh_cell,
-    tanh_gradient,
-    tanh_parameters,
-    tanh_solution,
-)
+from tests import cells
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # jaxopt warns on import that it is not maintained
     jaxopt = pytest.importorskip("jaxopt")
 
-THETA, X = tanh_parameters()
-Z_STAR = tanh_solution(THETA, X)
+THETA, X = cells.tanh_parameters()
+Z_STAR = cells.tanh_solution(THETA, X)
 
 
 def unused(z):
@@ -53,7 +39,7 @@ JAXOPT = {
 each_jaxopt = pytest.mark.parametrize("make", JAXOPT.values(), ids=JAXOPT)
 
 
-def solve(solver, theta=THETA, x=X, z0=None, cell=tanh_cell, **options):
+def solve(solver, theta=THETA, x=X, z0=None, cell=cells.tanh_cell, **options):
     z0 = jnp.zeros(X.size) if z0 is None else z0
     return deqjax.fixed_point(cell, z0, theta, x, solver=solver, **options)
 
@@ -70,7 +56,7 @@ class Counted:
 
     def __call__(self, z, theta, x):
         jax.debug.callback(self._bump)
-        return tanh_cell(z, theta, x)
+        return cells.tanh_cell(z, theta, x)
 
     def _bump(self):
         self.calls += 1
@@ -90,14 +76,17 @@ def check_gradient(solver, tolerance=1e-9):
     @jax.jit
     @functools.partial(jax.grad, argnums=(0, 1, 2), has_aux=True)
     def gradient(theta, x, probe):
-        sol = solve(solver, theta, x, adjoint_probe=probe, **TIGHT)
-        return loss_of(sol.z), sol
+        sol = solve(solver, theta, x, adjoint_probe=probe, **cells.TIGHT)
+        return cells.loss_of(sol.z), sol
 
     (*got, adjoint), sol = gradient(THETA, X, deqjax.adjoint_probe(dtype=jnp.float64))
     assert status(sol) is Status.CONVERGED
-    assert relative(sol.z, Z_STAR) < 1e-11
+    assert cells.relative(sol.z, Z_STAR) < 1e-11
     assert int(adjoint.status) == Status.CONVERGED and int(adjoint.steps) > 0
-    assert relative(got, tanh_gradient(THETA, Z_STAR, cotangent_of(Z_STAR))) < tolerance
+    assert (
+        cells.relative(got, cells.tanh_gradient(THETA, Z_STAR, cells.cotangent_of(Z_STAR)))
+        < tolerance
+    )
 
 
 # ---------------------------------------------------------------------------------- jaxopt
@@ -131,8 +120,8 @@ def test_line_search_is_counted(condition):
 
 def test_anderson_takes_the_steps_that_jaxopt_takes():
     options = dict(history_size=3, mixing_frequency=2, beta=0.7, ridge=1e-12)
-    a, b, _ = linear([0.9, 0.3, -0.5, 0.6])
-    theirs = jaxopt.AndersonAcceleration(lambda z: linear_cell(z, a, b), **options)
+    a, b, _ = cells.linear([0.9, 0.3, -0.5, 0.6])
+    theirs = jaxopt.AndersonAcceleration(lambda z: cells.linear_cell(z, a, b), **options)
     z = jnp.zeros(4)
     state = theirs.init_state(z)
     for _ in range(9):
@@ -140,7 +129,7 @@ def test_anderson_takes_the_steps_that_jaxopt_takes():
     # jaxopt's ninth value is f of our eighth iterate: its first update only evaluates f(z₀).
     ours = solve(
         jaxopt.AndersonAcceleration(unused, **options),
-        *(a, b, jnp.zeros(4), linear_cell),
+        *(a, b, jnp.zeros(4), cells.linear_cell),
         **dict(max_steps=8, rtol=0.0, atol=0.0, trace=True),
     )
     np.testing.assert_allclose(ours.stats.trace[-1], state.error, rtol=1e-9)
@@ -149,13 +138,15 @@ def test_anderson_takes_the_steps_that_jaxopt_takes():
 def test_broyden_steps_to_f_first_and_treats_a_pytree_as_one_vector():
     """jaxopt's own sign would step to 2 z − f(z), and its algebra is per leaf."""
     sol = solve(broyden(), max_steps=1, trace=True)
-    first = tanh_cell(jnp.zeros(6), THETA, X)
-    want = jnp.linalg.norm(tanh_cell(first, THETA, X) - first)
+    first = cells.tanh_cell(jnp.zeros(6), THETA, X)
+    want = jnp.linalg.norm(cells.tanh_cell(first, THETA, X) - first)
     np.testing.assert_allclose(sol.stats.trace[1], want)
-    tree = solve(broyden(), z0=split(jnp.zeros(6)), cell=on_pytrees(tanh_cell), trace=True)
+    tree = solve(
+        broyden(), z0=cells.split(jnp.zeros(6)), cell=cells.on_pytrees(cells.tanh_cell), trace=True
+    )
     whole = solve(broyden(), trace=True)
     np.testing.assert_allclose(tree.stats.trace, whole.stats.trace, rtol=1e-6)
-    assert relative(tree.z, split(Z_STAR)) < 1e-7
+    assert cells.relative(tree.z, cells.split(Z_STAR)) < 1e-7
 
 
 @each_jaxopt
@@ -181,11 +172,11 @@ def test_a_converged_status_means_the_true_residual():
     """jaxopt's default tolerance is absolute, 1e-3 for Broyden: here it would stop at once."""
 
     def small(z, theta, x):
-        return 1e-4 * tanh_cell(1e4 * z, theta, x)
+        return 1e-4 * cells.tanh_cell(1e4 * z, theta, x)
 
     sol = solve(broyden(), cell=small)
     assert status(sol) is Status.CONVERGED
-    assert relative(sol.z, 1e-4 * Z_STAR) < 1e-7
+    assert cells.relative(sol.z, 1e-4 * Z_STAR) < 1e-7
 
 
 @each_jaxopt
@@ -222,18 +213,18 @@ def test_narrow_states_keep_their_dtype(make, dtype):
     theta, x = jax.tree.map(lambda a: jnp.asarray(a, dtype), (THETA, X))
     sol = solve(make(), theta, x, jnp.zeros(6, dtype))
     assert sol.z.dtype == dtype and status(sol) is Status.CONVERGED
-    assert relative(sol.z.astype(float), Z_STAR) < {"float32": 1e-4, "bfloat16": 3e-2}[dtype]
+    assert cells.relative(sol.z.astype(float), Z_STAR) < {"float32": 1e-4, "bfloat16": 3e-2}[dtype]
 
 
 def test_pytrees_of_mixed_dtypes():
     def cell(z, theta, x):
-        new = tanh_cell(jnp.concatenate([z["a"], z["b"].astype(float)]), theta, x)
+        new = cells.tanh_cell(jnp.concatenate([z["a"], z["b"].astype(float)]), theta, x)
         return {"a": new[:4], "b": new[4:].astype(jnp.float32)}
 
     z0 = {"a": jnp.zeros(4), "b": jnp.zeros(2, jnp.float32)}
     sol = solve(broyden(), z0=z0, cell=cell)
     assert status(sol) is Status.CONVERGED
-    assert relative(sol.z, {"a": Z_STAR[:4], "b": Z_STAR[4:]}) < 1e-4
+    assert cells.relative(sol.z, {"a": Z_STAR[:4], "b": Z_STAR[4:]}) < 1e-4
 
 
 def test_an_explicitly_sharded_state_is_refused():
@@ -248,11 +239,11 @@ def test_vmap_is_the_way_to_batches():
     xs = np.stack([X, 2 * X, -X])
     sol = jax.vmap(lambda x: solve(broyden(), x=x))(xs)
     assert np.all(sol.stats.converged)
-    assert relative(sol.z, tanh_solution(THETA, xs)) < 1e-7
+    assert cells.relative(sol.z, cells.tanh_solution(THETA, xs)) < 1e-7
     with pytest.raises(ValueError, match=r"solves one equation .*use jax\.vmap"):
         solve(broyden(), z0=jnp.zeros((3, 6)), x=xs, batch_axis=0)
     one = solve(broyden(), z0=jnp.zeros((1, 6)), x=X[None], batch_axis=0)
-    assert one.stats.status.shape == (1,) and relative(one.z, Z_STAR[None]) < 1e-7
+    assert one.stats.status.shape == (1,) and cells.relative(one.z, Z_STAR[None]) < 1e-7
 
 
 def test_complex_states_are_refused():
@@ -265,11 +256,11 @@ def test_resume(make):
     first = solve(make())
     again = solve(make(), x=1.01 * X, z0=first.z, resume=first.state)
     assert status(again) is Status.CONVERGED
-    assert relative(again.z, tanh_solution(THETA, 1.01 * X)) < 1e-7
+    assert cells.relative(again.z, cells.tanh_solution(THETA, 1.01 * X)) < 1e-7
 
 
 def test_resume_keeps_broydens_inverse_jacobian():
-    cell = chandrasekhar()
+    cell = cells.chandrasekhar()
     options = dict(solver=broyden(stepsize=1.0), rtol=1e-8)
     first = deqjax.fixed_point(cell, jnp.ones(100), **options)
     near = lambda h: cell(h) + 1e-3
@@ -279,7 +270,7 @@ def test_resume_keeps_broydens_inverse_jacobian():
 
 
 def test_resume_after_a_solve_that_met_a_nan():
-    cell = chandrasekhar()
+    cell = cells.chandrasekhar()
     options = dict(solver=broyden(stepsize=1.0), rtol=1e-8)
     size = float(jnp.linalg.norm(deqjax.fixed_point(cell, jnp.ones(100), **options).z))
     broken = lambda h: jnp.where(jnp.linalg.norm(h) > 0.99 * size, jnp.nan, cell(h))
@@ -290,13 +281,13 @@ def test_resume_after_a_solve_that_met_a_nan():
 
 
 def test_unrolled():
-    want = tanh_gradient(THETA, Z_STAR, cotangent_of(Z_STAR))[0]
+    want = cells.tanh_gradient(THETA, Z_STAR, cells.cotangent_of(Z_STAR))[0]
 
     def gradient(solver):
         options = dict(adjoint="unrolled", max_steps=40, rtol=0.0, atol=0.0)
-        return jax.grad(lambda theta: loss_of(solve(solver, theta, **options).z))(THETA)
+        return jax.grad(lambda theta: cells.loss_of(solve(solver, theta, **options).z))(THETA)
 
-    assert relative(gradient(JAXOPT["picard"]()), want) < 1e-9
+    assert cells.relative(gradient(JAXOPT["picard"]()), want) < 1e-9
     with pytest.raises(ValueError, match=r"'jaxopt\.Broyden'"):
         gradient(broyden())
 
@@ -318,9 +309,11 @@ def test_one_object_compiles_once():
 
 
 def test_as_adjoint_solver():
-    value = lambda x: loss_of(solve("anderson", x=x, adjoint_solver=broyden(), **TIGHT).z)
-    want = tanh_gradient(THETA, Z_STAR, cotangent_of(Z_STAR))[1]
-    assert relative(jax.grad(value)(X), want) < 1e-9
+    value = lambda x: cells.loss_of(
+        solve("anderson", x=x, adjoint_solver=broyden(), **cells.TIGHT).z
+    )
+    want = cells.tanh_gradient(THETA, Z_STAR, cells.cotangent_of(Z_STAR))[1]
+    assert cells.relative(jax.grad(value)(X), want) < 1e-9
 
 
 def test_other_objects_are_refused():
@@ -373,7 +366,7 @@ def test_optimistix_value_gradient_and_count(optx, name):
     sol = cell.solve(solver)
     calls, jacobian = OPTIMISTIX[name]
     steps, n, chord = int(sol.stats.steps), X.size, name == "Chord"
-    assert status(sol) is Status.CONVERGED and relative(sol.z, Z_STAR) < 1e-7
+    assert status(sol) is Status.CONVERGED and cells.relative(sol.z, Z_STAR) < 1e-7
     assert cell.calls == 1 + calls * steps + chord
     assert int(sol.stats.f_evals) == cell.calls + n * (steps * jacobian + chord)
 
@@ -384,17 +377,17 @@ def test_optimistix_value_gradient_and_count(optx, name):
 )
 def test_optimistix_transforms_and_failures(optx, name):
     solver = optimistix_solver(optx, name)
-    sol = solve(solver, z0=split(jnp.zeros(6)), cell=on_pytrees(tanh_cell))
-    assert relative(sol.z, split(Z_STAR)) < 1e-7
+    sol = solve(solver, z0=cells.split(jnp.zeros(6)), cell=cells.on_pytrees(cells.tanh_cell))
+    assert cells.relative(sol.z, cells.split(Z_STAR)) < 1e-7
     xs = np.stack([X, 2 * X])
     sol = jax.vmap(lambda x: solve(solver, x=x))(xs)
-    assert relative(sol.z, tanh_solution(THETA, xs)) < 1e-7
+    assert cells.relative(sol.z, cells.tanh_solution(THETA, xs)) < 1e-7
     sol = deqjax.fixed_point(lambda z: z + 1 + z**2, jnp.full(3, 0.3), solver=solver)
     assert not sol.stats.converged and jnp.all(jnp.isfinite(sol.z))
     assert int(solve(solver, max_steps=2).stats.steps) == 2
     assert solve(solver, rtol=1e-2).stats.rel_residual > 1e-8
     again = solve(solver, x=1.01 * X, z0=Z_STAR, resume=solve(solver).state)
-    assert relative(again.z, tanh_solution(THETA, 1.01 * X)) < 1e-7
+    assert cells.relative(again.z, cells.tanh_solution(THETA, 1.01 * X)) < 1e-7
     with pytest.raises(ValueError, match=f"{name} solves one equation"):
         solve(solver, z0=jnp.zeros((2, 6)), x=xs, batch_axis=0)
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from deqjax._small import joined, solve_small
+from tests import cells
 
 from . import reference
-from .cells import relative
 
 M = 4
 OPTIONS = [dict(), dict(first=2), dict(ridge=0.1), dict(ridge=0.1, first=3)]
@@ -55,7 +55,7 @@ def test_values_and_derivatives_are_those_of_a_dense_solve(kind, options):
     got = jax.value_and_grad(loss(tuned), (0, 1, 2))(*system)
     # Parts by themselves: they are of very different size.
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        assert relative(x, y) < 1e-7 or np.linalg.norm(x) == np.linalg.norm(y) == 0
+        assert cells.relative(x, y) < 1e-7 or np.linalg.norm(x) == np.linalg.norm(y) == 0
 
 
 def test_second_derivatives_too():
@@ -68,7 +68,7 @@ def test_second_derivatives_too():
         gamma = lambda t: solve(k * (1 + t**2) + t * jnp.eye(M), b * (1 + t), squares, **options)
         return jax.grad(jax.grad(lambda t: jnp.sum(jnp.cos(gamma(t)))))(0.3)
 
-    assert relative(second(tuned), second(lambda *a, **o: plain(which, *a, **o))) < 1e-7
+    assert cells.relative(second(tuned), second(lambda *a, **o: plain(which, *a, **o))) < 1e-7
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -1,4 +1,4 @@
-"""Newton–Krylov, GMRES and the line search against dense answers and counted evaluations."""
+"""Newton–Krylov and the line search against dense answers and counted evaluations."""
 
 import jax
 import jax.numpy as jnp
@@ -7,70 +7,19 @@ import pytest
 
 import deqjax
 from deqjax import Status
-
-from .cells import (
-    TIGHT,
-    cotangent_of,
-    linear,
-    linear_cell,
-    loss_of,
-    on_pytrees,
-    relative,
-    split,
-    tanh_cell,
-    tanh_gradient,
-    tanh_parameters,
-    tanh_solution,
-)
-
-
-def test_gmres_solves_a_linear_system_in_one_cycle_of_its_degree():
-    """Four distinct eigenvalues, two far outside the unit disk: four products are enough."""
-    a, b, z_star = linear(np.repeat([-5.0, 0.3, 0.9, 4.0], 3))
-    sol = jax.jit(
-        lambda b: deqjax.fixed_point(linear_cell, jnp.zeros(12), a, b, solver="gmres", rtol=1e-10)
-    )(b)
-    assert bool(sol.stats.converged) and int(sol.stats.steps) == 1
-    assert int(sol.stats.f_evals) == 1 + 4 + 2  # at z0; products; linearisation and the new point
-    assert relative(sol.z, z_star) < 1e-9
-
-
-def test_gmres_restarts_when_its_memory_is_too_small():
-    a, b, z_star = linear(np.linspace(-0.5, 0.9, 12))
-    solver = deqjax.GMRES(memory=3, rtol=1e-10)
-    sol = deqjax.fixed_point(linear_cell, jnp.zeros(12), a, b, solver=solver)
-    assert bool(sol.stats.converged) and int(sol.stats.steps) > 1
-    assert relative(sol.z, z_star) < 1e-8
-
-
-def test_gmres_least_residual_of_a_krylov_space():
-    """After m products the residual is the least that any polynomial of that degree leaves."""
-    a, b, _ = linear(np.linspace(-0.9, 0.95, 10), symmetric=False)
-    for m in (1, 3, 6):
-        sol = deqjax.fixed_point(
-            linear_cell,
-            jnp.zeros(10),
-            a,
-            b,
-            solver=deqjax.GMRES(memory=m, max_steps=1, rtol=1e-14, atol=0.0),
-        )
-        system = np.eye(10) - a
-        krylov = np.stack([np.linalg.matrix_power(a, j) @ b for j in range(m)], 1)
-        best = np.linalg.lstsq(system @ krylov, b, rcond=None)[0]
-        least = np.linalg.norm(b - system @ krylov @ best)
-        assert abs(float(sol.stats.residual) - least) < 1e-6 * least
+from tests import cells
 
 
 def test_newton_converges_where_picard_cannot_and_quadratically():
-    theta, x = tanh_parameters(8, radius=4.0)
+    theta, x = cells.tanh_parameters(8, radius=4.0)
     solve = lambda solver: deqjax.fixed_point(
-        tanh_cell, jnp.zeros(8), theta, x, solver=solver, trace=True, rtol=1e-13, max_steps=60
+        cells.tanh_cell, jnp.zeros(8), theta, x, solver=solver, trace=True, rtol=1e-13, max_steps=60
     )
     assert not bool(solve("picard").stats.converged)
     sol = solve("newton_krylov")
     assert bool(sol.stats.converged)
     z = np.asarray(sol.z)
-    assert np.linalg.norm(tanh_cell(z, theta, x) - z) < 1e-11
+    assert np.linalg.norm(cells.tanh_cell(z, theta, x) - z) < 1e-11
     residuals = np.asarray(sol.stats.trace)[: int(sol.stats.steps) + 1]
     close = residuals[:-1] < 1e-2
     # Choice 2 of Eisenstat and Walker: between 1.5 and 2 in order.
@@ -131,19 +80,21 @@ def test_a_root_at_infinity_is_not_a_root():
 
 
 def test_without_line_search_a_broyden_step_costs_one_evaluation():
-    theta, x = tanh_parameters(6)
-    sol = deqjax.fixed_point(tanh_cell, jnp.zeros(6), theta, x, solver="broyden", **TIGHT)
+    theta, x = cells.tanh_parameters(6)
+    sol = deqjax.fixed_point(
+        cells.tanh_cell, jnp.zeros(6), theta, x, solver="broyden", **cells.TIGHT
+    )
     assert int(sol.stats.f_evals) == int(sol.stats.steps) + 1
 
 
 def test_samples_are_independent_and_frozen():
-    theta, _ = tanh_parameters(6, radius=2.0)
+    theta, _ = cells.tanh_parameters(6, radius=2.0)
     x = np.random.default_rng(1).normal(size=(5, 6)) * np.array([0.01, 0.1, 1, 3, 10])[:, None]
 
     @jax.jit
     def solve(x):
         return deqjax.fixed_point(
-            tanh_cell,
+            cells.tanh_cell,
             jnp.zeros_like(x),
             theta,
             x,
@@ -159,19 +110,19 @@ def test_samples_are_independent_and_frozen():
         alone = solve(x[i : i + 1])
         assert int(alone.stats.steps[0]) == int(together.stats.steps[i])
         assert int(alone.stats.f_evals[0]) == int(together.stats.f_evals[i])
-        assert relative(alone.z[0], together.z[i]) < 1e-9
+        assert cells.relative(alone.z[0], together.z[i]) < 1e-9
     poisoned = solve(x.copy() + np.where(np.arange(5)[:, None] == 2, np.nan, 0.0))
     assert int(poisoned.stats.status[2]) == Status.NONFINITE
     others = np.array([0, 1, 3, 4])
-    assert relative(poisoned.z[others], together.z[others]) < 1e-12
+    assert cells.relative(poisoned.z[others], together.z[others]) < 1e-12
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_scale_does_not_matter(scale):
-    theta, x = tanh_parameters(8, radius=0.95)
+    theta, x = cells.tanh_parameters(8, radius=0.95)
     plain, scaled = (
         deqjax.fixed_point(
-            lambda z, s=s: s * tanh_cell(z / s, theta, x),
+            lambda z, s=s: s * cells.tanh_cell(z / s, theta, x),
             jnp.zeros(8),
             solver="newton_krylov",
             rtol=1e-9,
@@ -183,43 +134,43 @@ def test_scale_does_not_matter(scale):
 
 
 def test_a_pytree_is_one_vector():
-    theta, x = tanh_parameters(9)
+    theta, x = cells.tanh_parameters(9)
     options = dict(solver="newton_krylov", rtol=1e-10)
-    flat = deqjax.fixed_point(lambda z: tanh_cell(z, theta, x), jnp.zeros(9), **options)
-    f = on_pytrees(lambda z: tanh_cell(z, theta, x))
-    tree = deqjax.fixed_point(f, split(jnp.zeros(9)), **options)
+    flat = deqjax.fixed_point(lambda z: cells.tanh_cell(z, theta, x), jnp.zeros(9), **options)
+    f = cells.on_pytrees(lambda z: cells.tanh_cell(z, theta, x))
+    tree = deqjax.fixed_point(f, cells.split(jnp.zeros(9)), **options)
     assert int(tree.stats.f_evals) == int(flat.stats.f_evals)
-    assert relative(tree.z, split(flat.z)) < 1e-12
+    assert cells.relative(tree.z, cells.split(flat.z)) < 1e-12
 
 
 @pytest.mark.parametrize("solver", ["newton_krylov", "anderson"])
 @pytest.mark.parametrize("adjoint_solver", [None, "gmres", "newton_krylov"])
 def test_gradients_against_a_dense_solve(solver, adjoint_solver):
-    theta, x = tanh_parameters(6)
-    z = tanh_solution(theta, x)
+    theta, x = cells.tanh_parameters(6)
+    z = cells.tanh_solution(theta, x)
 
     def loss(theta, x):
         sol = deqjax.fixed_point(
-            tanh_cell,
+            cells.tanh_cell,
             jnp.zeros(6),
             theta,
             x,
             solver=solver,
             adjoint_solver=adjoint_solver,
-            **TIGHT,
+            **cells.TIGHT,
         )
-        return loss_of(sol.z)
+        return cells.loss_of(sol.z)
 
     got = jax.jit(jax.grad(loss, (0, 1)))(theta, x)
-    assert relative(got, tanh_gradient(theta, z, cotangent_of(z))) < 1e-9
+    assert cells.relative(got, cells.tanh_gradient(theta, z, cells.cotangent_of(z))) < 1e-9
 
 
 def test_the_adjoint_of_a_newton_solve_is_gmres():
-    theta, x = tanh_parameters(6)
+    theta, x = cells.tanh_parameters(6)
 
     def loss(theta, probe):
         sol = deqjax.fixed_point(
-            tanh_cell,
+            cells.tanh_cell,
             jnp.zeros(6),
             theta,
             x,
@@ -227,7 +178,7 @@ def test_the_adjoint_of_a_newton_solve_is_gmres():
             adjoint_probe=probe,
             rtol=1e-10,
         )
-        return loss_of(sol.z)
+        return cells.loss_of(sol.z)
 
     probe = deqjax.adjoint_probe(dtype=jnp.float64)
     stats = jax.grad(loss, 1)(theta, probe)
@@ -244,14 +195,14 @@ def test_complex_states():
             lambda z: a @ z + b, jnp.zeros(5, complex), solver=solver, rtol=1e-10
         )
         assert bool(sol.stats.converged)
-        assert relative(sol.z, np.linalg.solve(np.eye(5) - a, b)) < 1e-8
+        assert cells.relative(sol.z, np.linalg.solve(np.eye(5) - a, b)) < 1e-8
 
 
 @pytest.mark.parametrize("dtype,rtol", [(jnp.bfloat16, 2e-2), (jnp.float32, 1e-5)])
 def test_narrow_dtypes(dtype, rtol):
-    theta, x = tanh_parameters(8)
+    theta, x = cells.tanh_parameters(8)
     theta, x = jax.tree.map(lambda a: jnp.asarray(a, dtype), (theta, x))
-    sol = deqjax.fixed_point(tanh_cell, jnp.zeros(8, dtype), theta, x, solver="newton_krylov")
+    sol = deqjax.fixed_point(cells.tanh_cell, jnp.zeros(8, dtype), theta, x, solver="newton_krylov")
     assert sol.z.dtype == dtype and bool(sol.stats.converged)
     assert float(sol.stats.rel_residual) <= rtol
 

@@ -6,18 +6,7 @@ import numpy as np
 import pytest
 
 import deqjax
-
-from .cells import (
-    cotangent_of,
-    linear,
-    linear_cell,
-    loss_of,
-    relative,
-    tanh_cell,
-    tanh_gradient,
-    tanh_parameters,
-    tanh_solution,
-)
+from tests import cells
 
 
 def gradient(adjoint, theta, x, **options):
@@ -25,7 +14,7 @@ def gradient(adjoint, theta, x, **options):
 
     def loss(x, probe):
         sol = deqjax.fixed_point(
-            tanh_cell,
+            cells.tanh_cell,
             jnp.zeros_like(x),
             theta,
             x,
@@ -33,7 +22,7 @@ def gradient(adjoint, theta, x, **options):
             adjoint_probe=probe,
             **(dict(solver=deqjax.Broyden(memory=20), rtol=1e-10) | options),
         )
-        return loss_of(sol.z)
+        return cells.loss_of(sol.z)
 
     batch = x.shape[0] if x.ndim == 2 else None
     return jax.jit(jax.grad(loss, (0, 1)))(x, deqjax.adjoint_probe(batch, jnp.float64))
@@ -42,10 +31,10 @@ def gradient(adjoint, theta, x, **options):
 @pytest.mark.parametrize("memory", [3, 20])
 def test_it_is_the_transposed_inverse_of_the_textbook_matrix(memory):
     """Read off the state of the solve: u = −B⁻ᵀ v with B from rank-one updates of the pairs."""
-    theta, x = tanh_parameters(8, radius=0.9)
+    theta, x = cells.tanh_parameters(8, radius=0.9)
     solver = deqjax.Broyden(memory=memory)
     options = dict(solver=solver, rtol=1e-10)
-    sol = deqjax.fixed_point(tanh_cell, jnp.zeros(8), theta, x, **options)
+    sol = deqjax.fixed_point(cells.tanh_cell, jnp.zeros(8), theta, x, **options)
     state, steps = sol.state.solver_state, int(sol.stats.steps)
     d_z, d_f = (np.asarray(h.values)[0] for h in (state.w, state.y))
     b = -np.eye(8)
@@ -53,36 +42,38 @@ def test_it_is_the_transposed_inverse_of_the_textbook_matrix(memory):
         s, y = d_z[j], d_f[j] - d_z[j]
         if s @ s > 0:
             b += np.outer(y - b @ s, s) / (s @ s)
-    v = cotangent_of(np.asarray(sol.z))
+    v = cells.cotangent_of(np.asarray(sol.z))
     u, _ = gradient("shine", theta, x, **options)
-    assert relative(u, -np.linalg.solve(b.T, v)) < 1e-7
+    assert cells.relative(u, -np.linalg.solve(b.T, v)) < 1e-7
 
 
 @pytest.mark.slow
 def test_better_than_no_inverse_and_refining_makes_it_exact():
-    theta, x = tanh_parameters(8, radius=0.8)
-    exact = tanh_gradient(theta, tanh_solution(theta, x), cotangent_of(tanh_solution(theta, x)))[1]
+    theta, x = cells.tanh_parameters(8, radius=0.8)
+    exact = cells.tanh_gradient(
+        theta, cells.tanh_solution(theta, x), cells.cotangent_of(cells.tanh_solution(theta, x))
+    )[1]
     errors = []
     for adjoint in ("jfb", "shine", deqjax.Shine(refine=2), deqjax.Shine(refine=12)):
         u, stats = gradient(adjoint, theta, x)
-        errors.append(relative(u, exact))
+        errors.append(cells.relative(u, exact))
         assert float(stats.converged) == 0  # nothing was solved, and it says so
     assert errors[1] < 0.7 * errors[0] and errors[2] < 0.2 * errors[1] and errors[3] < 1e-5
 
 
 def test_its_residual_is_reported():
-    theta, x = tanh_parameters(8, radius=0.8)
+    theta, x = cells.tanh_parameters(8, radius=0.8)
     u, stats = gradient("shine", theta, x)
-    z = tanh_solution(theta, x)
+    z = cells.tanh_solution(theta, x)
     jacobian = (1 - np.tanh(theta["w"] @ z + theta["b"]) ** 2)[:, None] * theta["w"]
-    left = np.linalg.norm(jacobian.T @ u + cotangent_of(z) - u)
+    left = np.linalg.norm(jacobian.T @ u + cells.cotangent_of(z) - u)
     assert abs(float(stats.residual) - left) < 1e-6
     assert float(stats.f_evals) == 2
 
 
 def test_falls_back_sample_by_sample_where_the_inverse_is_worse_than_none():
     rng = np.random.default_rng(0)
-    theta, _ = tanh_parameters(8, radius=0.9)
+    theta, _ = cells.tanh_parameters(8, radius=0.9)
     x = rng.normal(size=(6, 8))
     for rtol in (1e-1, 1e-3):
         shine, report = gradient("shine", theta, x, rtol=rtol, batch_axis=0)
@@ -93,12 +84,12 @@ def test_falls_back_sample_by_sample_where_the_inverse_is_worse_than_none():
 
 def test_a_useless_inverse_is_not_used():
     """Stopped at once, B is −I or worse: the gradient is exactly the one without it."""
-    a, b, _ = linear(np.linspace(-3, 3, 6))
+    a, b, _ = cells.linear(np.linspace(-3, 3, 6))
     grads = [
         jax.grad(
-            lambda b, adjoint=adjoint: loss_of(
+            lambda b, adjoint=adjoint: cells.loss_of(
                 deqjax.fixed_point(
-                    linear_cell,
+                    cells.linear_cell,
                     jnp.zeros(6),
                     a,
                     b,
@@ -110,18 +101,18 @@ def test_a_useless_inverse_is_not_used():
         )(b)
         for adjoint in ("shine", "jfb")
     ]
-    assert relative(*grads) < 1e-12
+    assert cells.relative(*grads) < 1e-12
 
 
 def test_frozen_samples_keep_the_inverse_of_their_own_last_step():
-    theta, _ = tanh_parameters(6, radius=0.95)
+    theta, _ = cells.tanh_parameters(6, radius=0.95)
     x = np.random.default_rng(1).normal(size=(4, 6)) * np.array([0.01, 0.3, 1.0, 5.0])[:, None]
     options = dict(solver=deqjax.Broyden(memory=4), batch_axis=0)
     together, _ = gradient("shine", theta, x, **options)
     for i in range(4):
         alone, _ = gradient("shine", theta, x[i : i + 1], **options)
         # An inverse built from differences of size 1e-10 is no more exact than this.
-        assert relative(together[i], alone[0]) < 1e-5
+        assert cells.relative(together[i], alone[0]) < 1e-5
 
 
 def test_a_complex_state_is_a_pair_of_real_ones():
@@ -140,7 +131,7 @@ def test_a_complex_state_is_a_pair_of_real_ones():
         return jax.jit(jax.grad(loss))(b)
 
     pairs = gradient(np.block([[a.real, -a.imag], [a.imag, a.real]]), real(b), real(c.conj()))
-    assert relative(gradient(a, b, c), pairs[:4] - 1j * pairs[4:]) < 1e-6
+    assert cells.relative(gradient(a, b, c), pairs[:4] - 1j * pairs[4:]) < 1e-6
 
 
 def test_needs_a_broyden_solve():

@@ -14,24 +14,11 @@ import pytest
 import deqjax
 from deqjax import Compacted, Status, WarmStart
 from deqjax._compaction import batched_args
-
-from .cells import (
-    SMALL,
-    cotangent_of,
-    join,
-    loss_of,
-    on_pytrees,
-    relative,
-    split,
-    tanh_cell,
-    tanh_gradient,
-    tanh_parameters,
-    tanh_solution,
-)
+from tests import cells
 
 N, BATCH = 4, 7
 OPTIONS = dict(batch_axis=0, rtol=1e-9, atol=0.0, max_steps=300)
-THETA, _ = tanh_parameters(N, radius=0.95)
+THETA, _ = cells.tanh_parameters(N, radius=0.95)
 
 QUICK = ("picard", "anderson", pytest.param("broyden", marks=pytest.mark.slow))
 
@@ -44,19 +31,19 @@ def injections(batch=BATCH, n=N, seed=1):
     )
 
 
-def solve(solver, theta, x, f=tanh_cell, **options):
+def solve(solver, theta, x, f=cells.tanh_cell, **options):
     return deqjax.fixed_point(f, jnp.zeros_like(x), theta, x, solver=solver, **(OPTIONS | options))
 
 
 @functools.cache
 def plain_of(name):
-    return jax.jit(lambda x: solve(SMALL[name], THETA, x))(injections())
+    return jax.jit(lambda x: solve(cells.SMALL[name], THETA, x))(injections())
 
 
 def assert_alike(got, want, *, slack=0, extra=1):
     """The same answer per sample, at the cost of `extra` evaluations: the check at the end."""
     assert jax.tree.map(jnp.shape, got.z) == jax.tree.map(jnp.shape, want.z)
-    assert relative(got.z, want.z) < 1e-7
+    assert cells.relative(got.z, want.z) < 1e-7
     np.testing.assert_array_equal(got.stats.status, want.stats.status)
     np.testing.assert_array_equal(got.stats.converged, want.stats.converged)
     np.testing.assert_allclose(got.stats.steps, want.stats.steps, atol=slack)
@@ -72,11 +59,11 @@ def assert_alike(got, want, *, slack=0, extra=1):
 def test_every_sample_takes_the_steps_that_it_would_take_without(name):
     want = plain_of(name)
     assert np.unique(want.stats.steps).size >= 3
-    got = jax.jit(lambda x: solve(Compacted(SMALL[name], stages=2), THETA, x))(injections())
+    got = jax.jit(lambda x: solve(Compacted(cells.SMALL[name], stages=2), THETA, x))(injections())
     # Other matrix shapes round differently, which may cost an accelerated solver one step.
     assert_alike(got, want, slack=0 if name == "picard" else 1)
-    assert relative(got.z, tanh_solution(THETA, injections())) < 1e-7
-    fz = tanh_cell(np.asarray(got.z), THETA, injections())
+    assert cells.relative(got.z, cells.tanh_solution(THETA, injections())) < 1e-7
+    fz = cells.tanh_cell(np.asarray(got.z), THETA, injections())
     np.testing.assert_allclose(
         got.stats.residual, np.linalg.norm(fz - got.z, axis=1), rtol=1e-4, atol=1e-15
     )
@@ -88,15 +75,15 @@ def test_gradients_are_exact_and_the_probe_reports(name):
 
     def gradient(solver):
         def loss(theta, x, probe):
-            return loss_of(solve(solver, theta, x, rtol=1e-11, adjoint_probe=probe).z)
+            return cells.loss_of(solve(solver, theta, x, rtol=1e-11, adjoint_probe=probe).z)
 
         probe = deqjax.adjoint_probe(BATCH, jnp.float64)
         return jax.jit(jax.grad(loss, (0, 1, 2)))(THETA, x, probe)
 
-    *got, stats = gradient(Compacted(SMALL[name], stages=(5, 2)))
-    z = tanh_solution(THETA, x)
-    assert relative(tuple(got), tanh_gradient(THETA, z, cotangent_of(z))) < 1e-8
-    *_, plain = gradient(SMALL[name])
+    *got, stats = gradient(Compacted(cells.SMALL[name], stages=(5, 2)))
+    z = cells.tanh_solution(THETA, x)
+    assert cells.relative(tuple(got), cells.tanh_gradient(THETA, z, cells.cotangent_of(z))) < 1e-8
+    *_, plain = gradient(cells.SMALL[name])
     assert np.unique(plain.steps).size > 2
     np.testing.assert_allclose(stats.steps, plain.steps, atol=0 if name == "picard" else 1)
     np.testing.assert_array_equal(stats.f_evals - stats.steps, plain.f_evals - plain.steps + 1)
@@ -108,31 +95,31 @@ def test_second_derivatives():
     x = injections(5)
 
     def penalty(theta, solver):
-        value = lambda x: loss_of(solve(solver, theta, x, rtol=1e-11).z)
+        value = lambda x: cells.loss_of(solve(solver, theta, x, rtol=1e-11).z)
         return jnp.sum(jax.grad(value)(x) ** 2)
 
     got, want = (
         jax.jit(jax.grad(functools.partial(penalty, solver=solver)))(THETA)
         for solver in (Compacted("picard", stages=(2,)), "picard")
     )
-    assert relative(got, want) < 1e-7
+    assert cells.relative(got, want) < 1e-7
 
 
 @pytest.mark.parametrize("axis", [-1, pytest.param(1, marks=pytest.mark.slow)])
 def test_any_batch_axis(axis):
     """On (features, batch), with the batch as large as nothing else."""
     x = injections()
-    transposed = lambda z, theta, x: tanh_cell(z.T, theta, x.T).T
+    transposed = lambda z, theta, x: cells.tanh_cell(z.T, theta, x.T).T
 
     def loss(x):
         solver = Compacted("picard", stages=2)
         sol = solve(solver, THETA, x, f=transposed, batch_axis=axis, rtol=1e-11)
-        return loss_of(sol.z.T), sol
+        return cells.loss_of(sol.z.T), sol
 
     (_, sol), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(x.T)
-    z = tanh_solution(THETA, x)
-    assert sol.stats.steps.shape == (BATCH,) and relative(sol.z, z.T) < 1e-9
-    assert relative(grad, tanh_gradient(THETA, z, cotangent_of(z))[1].T) < 1e-8
+    z = cells.tanh_solution(THETA, x)
+    assert sol.stats.steps.shape == (BATCH,) and cells.relative(sol.z, z.T) < 1e-9
+    assert cells.relative(grad, cells.tanh_gradient(THETA, z, cells.cotangent_of(z))[1].T) < 1e-8
 
 
 def test_trace():
@@ -149,19 +136,22 @@ def test_trace():
 def test_pytrees():
     """Of states, and of arguments, some of whose leaves carry the batch."""
     x = injections()
-    f = on_pytrees(lambda z, args: tanh_cell(z, args["theta"], args["x"][0]))
+    f = cells.on_pytrees(lambda z, args: cells.tanh_cell(z, args["theta"], args["x"][0]))
 
     def run(x):
         return deqjax.fixed_point(
             f,
-            split(jnp.zeros_like(x)),
+            cells.split(jnp.zeros_like(x)),
             {"theta": THETA, "x": (x, None)},
-            solver=Compacted(SMALL["broyden"], stages=(3,)),
+            solver=Compacted(cells.SMALL["broyden"], stages=(3,)),
             **OPTIONS,
         )
 
     sol = jax.jit(run)(x)
-    assert np.all(sol.stats.converged) and relative(join(sol.z), tanh_solution(THETA, x)) < 1e-7
+    assert (
+        np.all(sol.stats.converged)
+        and cells.relative(cells.join(sol.z), cells.tanh_solution(THETA, x)) < 1e-7
+    )
     np.testing.assert_allclose(sol.stats.steps, plain_of("broyden").stats.steps, atol=1)
 
 
@@ -219,10 +209,10 @@ def test_failing_samples_are_left_behind_too():
 
 def test_a_poisoned_sample_leaves_the_gradients_of_the_others():
     x = injections()
-    grad = jax.jit(jax.grad(lambda x: loss_of(solve(Compacted("picard"), THETA, x).z)))
+    grad = jax.jit(jax.grad(lambda x: cells.loss_of(solve(Compacted("picard"), THETA, x).z)))
     clean, keep = grad(x), np.arange(BATCH) != 2
     x[2, 1] = np.nan
-    assert relative(grad(x)[keep], clean[keep]) < 1e-7
+    assert cells.relative(grad(x)[keep], clean[keep]) < 1e-7
 
 
 def test_under_vmap():
@@ -236,20 +226,20 @@ def test_under_vmap():
 
 
 def test_without_a_batch_it_is_refused():
-    _, x = tanh_parameters(N)
+    _, x = cells.tanh_parameters(N)
     with pytest.raises(ValueError, match=r"Compacted\(\).*batch_axis=None.*pass batch_axis"):
         solve(Compacted("picard"), THETA, x, batch_axis=None)
 
 
 def test_resume_continues_with_the_history():
     x = injections(5)
-    solver = SMALL["anderson"]
+    solver = cells.SMALL["anderson"]
     first = jax.jit(lambda x: solve(solver, THETA, x, max_steps=4))(x)
 
     def again(solver, resume):
         return jax.jit(
             lambda z, resume: deqjax.fixed_point(
-                tanh_cell, z, THETA, x, solver=solver, resume=resume, **OPTIONS
+                cells.tanh_cell, z, THETA, x, solver=solver, resume=resume, **OPTIONS
             )
         )(first.z, resume)
 
@@ -275,7 +265,7 @@ def counted(f, log):
 def test_finished_samples_are_not_evaluated():
     x, log = injections(8), []
     solver = Compacted("picard", stages=(4, 1))
-    sol = jax.jit(lambda x: solve(solver, THETA, x, f=counted(tanh_cell, log)))(x)
+    sol = jax.jit(lambda x: solve(solver, THETA, x, f=counted(cells.tanh_cell, log)))(x)
     jax.effects_barrier()
     steps = np.sort(np.asarray(sol.stats.steps))[::-1]
     # Until four are left, then until one is; the first value and the last check are on all.
@@ -300,8 +290,8 @@ def test_the_adjoint_does_not_multiply_finished_samples():
 
     def loss(x, probe):
         solver = Compacted("picard", stages=(4, 1))
-        f = lambda z, theta, x: tanh_cell(tap(z), theta, x)
-        return loss_of(solve(solver, THETA, x, f=f, adjoint_probe=probe).z)
+        f = lambda z, theta, x: cells.tanh_cell(tap(z), theta, x)
+        return cells.loss_of(solve(solver, THETA, x, f=f, adjoint_probe=probe).z)
 
     stats = jax.jit(jax.grad(loss, 1))(x, deqjax.adjoint_probe(8))
     jax.effects_barrier()
@@ -382,7 +372,10 @@ def test_closing_over_the_batch_gets_a_sentence():
     x = injections()
     with pytest.raises(ValueError, match=r"part of the batch.*batch_axis=0.*\*args") as error:
         deqjax.fixed_point(
-            lambda z: tanh_cell(z, THETA, x), jnp.zeros_like(x), solver=Compacted(), batch_axis=0
+            lambda z: cells.tanh_cell(z, THETA, x),
+            jnp.zeros_like(x),
+            solver=Compacted(),
+            batch_axis=0,
         )
     assert "\n" not in str(error.value) and error.value.__cause__ is None
 
@@ -391,15 +384,15 @@ def test_closing_over_parameters_is_fine():
     x = injections()
 
     def loss(theta):
-        f = lambda z, x: tanh_cell(z, theta, x)
+        f = lambda z, x: cells.tanh_cell(z, theta, x)
         sol = deqjax.fixed_point(
             f, jnp.zeros_like(x), x, solver=Compacted(stages=1), **(OPTIONS | {"rtol": 1e-11})
         )
-        return loss_of(sol.z)
+        return cells.loss_of(sol.z)
 
-    z = tanh_solution(THETA, x)
-    want = tanh_gradient(THETA, z, cotangent_of(z))[0]
-    assert relative(jax.jit(jax.grad(loss))(THETA), want) < 1e-8
+    z = cells.tanh_solution(THETA, x)
+    want = cells.tanh_gradient(THETA, z, cells.cotangent_of(z))[0]
+    assert cells.relative(jax.jit(jax.grad(loss))(THETA), want) < 1e-8
 
 
 # ------------------------------------------------------------------------------- its check
@@ -407,11 +400,11 @@ def test_closing_over_parameters_is_fine():
 
 def random_mask(z, theta, x):
     mask = jax.random.bernoulli(jax.random.key(0), 0.5, z.shape)
-    return tanh_cell(jnp.where(mask, z, 0.0), theta, x)
+    return cells.tanh_cell(jnp.where(mask, z, 0.0), theta, x)
 
 
 def batch_mean(z, theta, x):
-    return tanh_cell(z, theta, x) - 0.3 * jnp.mean(z, axis=0)
+    return cells.tanh_cell(z, theta, x) - 0.3 * jnp.mean(z, axis=0)
 
 
 @pytest.mark.parametrize("f", [random_mask, batch_mean])
@@ -431,7 +424,7 @@ def test_samples_that_are_not_independent_are_reported(f):
 def test_the_same_mask_as_an_argument_is_fine():
     x = injections()
     mask = jax.random.bernoulli(jax.random.key(0), 0.5, x.shape)
-    f = lambda z, theta, args: tanh_cell(jnp.where(args[1], z, 0.0), theta, args[0])
+    f = lambda z, theta, args: cells.tanh_cell(jnp.where(args[1], z, 0.0), theta, args[0])
     sol = jax.jit(
         lambda *args: deqjax.fixed_point(
             f, jnp.zeros_like(x), THETA, args, solver=Compacted("picard"), **OPTIONS
@@ -446,24 +439,24 @@ def test_the_same_mask_as_an_argument_is_fine():
 @pytest.mark.parametrize("name", [*QUICK, "newton_krylov"])
 def test_the_solver_goes_on_where_the_start_stopped(name):
     """As if started there, without evaluating f there again; the steps of both are counted."""
-    x, solver = injections(), SMALL.get(name, name)
+    x, solver = injections(), cells.SMALL.get(name, name)
     z = jnp.zeros_like(x)
     for _ in range(3):
-        z = tanh_cell(z, THETA, x)
-    fresh = jax.jit(lambda z: deqjax.fixed_point(tanh_cell, z, THETA, x, solver=solver, **OPTIONS))(
-        z
-    )
+        z = cells.tanh_cell(z, THETA, x)
+    fresh = jax.jit(
+        lambda z: deqjax.fixed_point(cells.tanh_cell, z, THETA, x, solver=solver, **OPTIONS)
+    )(z)
     warm = jax.jit(lambda x: solve(WarmStart(solver, "picard", steps=3), THETA, x))(x)
     np.testing.assert_array_equal(warm.stats.steps, fresh.stats.steps + 3)
     np.testing.assert_array_equal(warm.stats.f_evals, fresh.stats.f_evals + 3)
-    assert np.all(warm.stats.converged) and relative(warm.z, fresh.z) < 1e-8
+    assert np.all(warm.stats.converged) and cells.relative(warm.z, fresh.z) < 1e-8
 
 
 def test_a_cheap_start_saves_the_expensive_solver_work():
     x = injections()
     cold, warm = (
         jax.jit(lambda x, s=s: solve(s, THETA, x))(x).stats
-        for s in ("newton_krylov", WarmStart("newton_krylov", SMALL["anderson"], steps=8))
+        for s in ("newton_krylov", WarmStart("newton_krylov", cells.SMALL["anderson"], steps=8))
     )
     assert np.all(cold.converged) and np.all(warm.converged)
     assert np.sum(np.maximum(np.asarray(warm.steps) - 8, 0)) < np.sum(cold.steps)
@@ -472,8 +465,8 @@ def test_a_cheap_start_saves_the_expensive_solver_work():
 
 @pytest.mark.parametrize("max_steps", [0, 1, 2, 5])
 def test_max_steps_counts_both(max_steps):
-    _, x = tanh_parameters(N)
-    solver = WarmStart(SMALL["anderson"], "picard", steps=2)
+    _, x = cells.tanh_parameters(N)
+    solver = WarmStart(cells.SMALL["anderson"], "picard", steps=2)
     sol = jax.jit(
         lambda x: solve(solver, THETA, x, batch_axis=None, max_steps=max_steps, trace=True)
     )(x)
@@ -492,32 +485,32 @@ def test_a_start_that_finishes_is_the_whole_solve():
 
 def test_starts_in_turn():
     """Each solver of a nested warm start takes its own steps: Picard, Anderson, then Broyden."""
-    _, x = tanh_parameters(N)
-    nested = WarmStart(WarmStart("broyden", SMALL["anderson"], steps=4), "picard", steps=3)
+    _, x = cells.tanh_parameters(N)
+    nested = WarmStart(WarmStart("broyden", cells.SMALL["anderson"], steps=4), "picard", steps=3)
     sol = solve(nested, THETA, x, batch_axis=None, max_steps=7)
     first = solve("picard", THETA, x, batch_axis=None, max_steps=3, rtol=0.0)
     then = deqjax.fixed_point(
-        tanh_cell,
+        cells.tanh_cell,
         first.z,
         THETA,
         x,
-        solver=SMALL["anderson"],
+        solver=cells.SMALL["anderson"],
         rtol=0.0,
         atol=0.0,
         max_steps=4,
     )
-    assert relative(sol.z, then.z) < 1e-12
+    assert cells.relative(sol.z, then.z) < 1e-12
 
 
 def test_a_function_as_the_start():
     """It is used, and no gradient reaches it; the gradient to the rest is exact."""
     x = injections()
-    z_star = tanh_solution(THETA, x)
+    z_star = cells.tanh_solution(THETA, x)
 
     def loss(theta, guess, x):
-        solver = WarmStart(SMALL["broyden"], start=lambda z0: z0 + guess * z_star)
+        solver = WarmStart(cells.SMALL["broyden"], start=lambda z0: z0 + guess * z_star)
         sol = solve(solver, theta, x, rtol=1e-11)
-        return loss_of(sol.z), sol.stats.steps
+        return cells.loss_of(sol.z), sol.stats.steps
 
     run = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
     (_, steps), (theta_bar, guess_bar) = run(THETA, 1.0, x)
@@ -525,43 +518,45 @@ def test_a_function_as_the_start():
     (_, cold), _ = run(THETA, 0.0, x)
     assert np.all(cold > 0)
     assert float(guess_bar) == 0.0
-    want = tanh_gradient(THETA, z_star, cotangent_of(z_star))[0]
-    assert relative(theta_bar, want) < 1e-8
+    want = cells.tanh_gradient(THETA, z_star, cells.cotangent_of(z_star))[0]
+    assert cells.relative(theta_bar, want) < 1e-8
 
 
 def test_a_warm_start_is_not_the_adjoints():
     """u = Jᵀu + v has nothing to do with the guess for z: it is solved from v, by the solver."""
-    _, x = tanh_parameters(N)
+    _, x = cells.tanh_parameters(N)
 
     def report(solver):
-        loss = lambda p: loss_of(solve(solver, THETA, x, batch_axis=None, adjoint_probe=p).z)
+        loss = lambda p: cells.loss_of(solve(solver, THETA, x, batch_axis=None, adjoint_probe=p).z)
         return jax.jit(jax.grad(loss))(deqjax.adjoint_probe(dtype=jnp.float64))
 
-    plain = report(SMALL["broyden"])
+    plain = report(cells.SMALL["broyden"])
     for start in ("picard", lambda z0: z0 + 100.0):
-        assert float(report(WarmStart(SMALL["broyden"], start, steps=5)).steps) == plain.steps
+        assert float(report(WarmStart(cells.SMALL["broyden"], start, steps=5)).steps) == plain.steps
 
 
 @pytest.mark.parametrize(
     "solver",
     [
-        Compacted(WarmStart(SMALL["broyden"], "picard", steps=4), stages=(3,)),
-        WarmStart(Compacted(SMALL["broyden"], stages=(3,)), "picard", steps=4),
+        Compacted(WarmStart(cells.SMALL["broyden"], "picard", steps=4), stages=(3,)),
+        WarmStart(Compacted(cells.SMALL["broyden"], stages=(3,)), "picard", steps=4),
     ],
     ids=["start inside", "start outside"],
 )
 def test_nesting(solver):
     x = injections()
-    want = jax.jit(lambda x: solve(WarmStart(SMALL["broyden"], "picard", steps=4), THETA, x))(x)
+    want = jax.jit(lambda x: solve(WarmStart(cells.SMALL["broyden"], "picard", steps=4), THETA, x))(
+        x
+    )
 
     def loss(theta, x):
         sol = solve(solver, theta, x)
-        return loss_of(sol.z), sol
+        return cells.loss_of(sol.z), sol
 
     (_, got), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(THETA, x)
     assert_alike(got, want, slack=1)
-    z = tanh_solution(THETA, x)
-    assert relative(grads, tanh_gradient(THETA, z, cotangent_of(z))) < 1e-6
+    z = cells.tanh_solution(THETA, x)
+    assert cells.relative(grads, cells.tanh_gradient(THETA, z, cells.cotangent_of(z))) < 1e-6
 
 
 def test_each_wrapper_may_hold_the_tolerances():
@@ -643,14 +638,14 @@ def test_adjoints_that_do_not_fit(solver, adjoint, words):
 def test_an_adjoint_solver_with_other_stages():
     """The adjoint may be compacted otherwise than the forward solve, or alone."""
     x = injections(5)
-    z = tanh_solution(THETA, x)
-    want = tanh_gradient(THETA, z, cotangent_of(z))[1]
+    z = cells.tanh_solution(THETA, x)
+    want = cells.tanh_gradient(THETA, z, cells.cotangent_of(z))[1]
     for solver in ("picard", Compacted("picard", stages=(3,))):
         adjoint_solver = Compacted("picard", stages=(2,))
-        value = lambda x, s=solver, a=adjoint_solver: loss_of(
+        value = lambda x, s=solver, a=adjoint_solver: cells.loss_of(
             solve(s, THETA, x, rtol=1e-11, adjoint_solver=a).z
         )
-        assert relative(jax.jit(jax.grad(value))(x), want) < 1e-8
+        assert cells.relative(jax.jit(jax.grad(value))(x), want) < 1e-8
 
 
 @pytest.mark.parametrize("options", [dict(adjoint="unrolled"), dict(forward_mode=True)])

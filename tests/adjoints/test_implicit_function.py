@@ -7,8 +7,7 @@ import pytest
 
 import deqjax
 from deqjax import Status
-
-from .cells import tanh_cell, tanh_parameters, tanh_solution
+from tests import cells
 
 
 def exact(theta, x):
@@ -16,18 +15,18 @@ def exact(theta, x):
 
 
 def iterated(theta, x):
-    step = lambda z, _: (tanh_cell(z, theta, x), None)
+    step = lambda z, _: (cells.tanh_cell(z, theta, x), None)
     return jax.lax.scan(step, jnp.zeros_like(x), length=400)[0]
 
 
 @pytest.mark.parametrize("adjoint_solver", [None, "picard", "gmres"])
 def test_the_gradient_of_a_solution_from_elsewhere(adjoint_solver):
-    theta, x = tanh_parameters(6, radius=0.8)
-    z_star = tanh_solution(theta, x)  # NumPy, of another program
+    theta, x = cells.tanh_parameters(6, radius=0.8)
+    z_star = cells.tanh_solution(theta, x)  # NumPy, of another program
 
     def loss(x, probe):
         sol = deqjax.implicit_function(
-            *(tanh_cell, z_star, theta, x),
+            *(cells.tanh_cell, z_star, theta, x),
             adjoint_solver=adjoint_solver,
             rtol=1e-10,
             adjoint_probe=probe,
@@ -45,10 +44,10 @@ def test_the_gradient_of_a_solution_from_elsewhere(adjoint_solver):
 
 @pytest.mark.slow
 def test_forward_mode_and_hessians():
-    theta, x = tanh_parameters(4, radius=0.8)
-    z_star = tanh_solution(theta, x)
+    theta, x = cells.tanh_parameters(4, radius=0.8)
+    z_star = cells.tanh_solution(theta, x)
     solve = lambda x: (
-        deqjax.implicit_function(tanh_cell, z_star, theta, x, forward_mode=True, rtol=1e-10).z
+        deqjax.implicit_function(cells.tanh_cell, z_star, theta, x, forward_mode=True, rtol=1e-10).z
     )
     want = jax.jacrev(lambda x: iterated(theta, x))(x)
     np.testing.assert_allclose(jax.jacfwd(solve)(x), want, rtol=1e-7, atol=1e-9)
@@ -56,30 +55,30 @@ def test_forward_mode_and_hessians():
 
 
 def test_it_says_how_well_z_star_solves_the_equation():
-    theta, x = tanh_parameters(6)
-    z_star = tanh_solution(theta, x)
+    theta, x = cells.tanh_parameters(6)
+    z_star = cells.tanh_solution(theta, x)
     off = z_star + 0.01
-    sol = deqjax.implicit_function(tanh_cell, off, theta, x)
-    residual = np.linalg.norm(tanh_cell(off, theta, x) - off)
+    sol = deqjax.implicit_function(cells.tanh_cell, off, theta, x)
+    residual = np.linalg.norm(cells.tanh_cell(off, theta, x) - off)
     assert int(sol.stats.status) == Status.MAX_STEPS
     np.testing.assert_allclose(sol.stats.residual, residual, rtol=1e-6)
     np.testing.assert_array_equal(sol.z, off)
 
 
 def test_no_gradient_reaches_z_star_itself():
-    theta, x = tanh_parameters(6)
-    z_star = jnp.asarray(tanh_solution(theta, x))
-    of = lambda z: jnp.sum(deqjax.implicit_function(tanh_cell, z, theta, x).z)
+    theta, x = cells.tanh_parameters(6)
+    z_star = jnp.asarray(cells.tanh_solution(theta, x))
+    of = lambda z: jnp.sum(deqjax.implicit_function(cells.tanh_cell, z, theta, x).z)
     np.testing.assert_array_equal(jax.grad(of)(z_star), 0.0)
 
 
 def test_samples_and_closures():
-    theta, x = tanh_parameters(5, radius=0.8)
+    theta, x = cells.tanh_parameters(5, radius=0.8)
     xs = jnp.stack([x, 2 * x, -x])
     z_star = jnp.stack([iterated(theta, row) for row in xs])
 
     def loss(xs):
-        f = lambda z: tanh_cell(z, theta, xs)
+        f = lambda z: cells.tanh_cell(z, theta, xs)
         sol = deqjax.implicit_function(f, z_star, batch_axis=0, rtol=1e-10)
         return jnp.sum(jnp.sin(sol.z)), sol.stats
 

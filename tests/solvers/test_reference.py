@@ -15,18 +15,9 @@ import numpy as np
 import pytest
 
 import deqjax
+from tests import cells
 
 from . import reference
-from .cells import (
-    linear,
-    linear_cell,
-    loss_of,
-    on_pytrees,
-    relative,
-    split,
-    tanh_cell,
-    tanh_parameters,
-)
 
 N, STEPS = 7, 6
 # Memories below and above the number of steps.
@@ -49,9 +40,9 @@ def problem(cell) -> tuple[Callable, np.ndarray, Any]:
     """f(z, *args), z0 and args, numpy."""
     z0 = np.random.default_rng(1).normal(size=N)
     if cell == "tanh":
-        return tanh_cell, z0, tanh_parameters(N, radius=0.95)
-    a, b, _ = linear(np.linspace(-0.9, 0.8, N), symmetric=False)
-    return linear_cell, z0, (a, b)
+        return cells.tanh_cell, z0, cells.tanh_parameters(N, radius=0.95)
+    a, b, _ = cells.linear(np.linspace(-0.9, 0.8, N), symmetric=False)
+    return cells.linear_cell, z0, (a, b)
 
 
 def residuals_of(f, zs):
@@ -67,7 +58,7 @@ def plain(name, cell):
 
     def losses(z0, args):
         zs = method(lambda z: f(z, *args), z0, STEPS, **options)
-        return jax.vmap(loss_of)(zs), (zs, residuals_of(lambda z: f(z, *args), zs))
+        return jax.vmap(cells.loss_of)(zs), (zs, residuals_of(lambda z: f(z, *args), zs))
 
     gradients, (zs, residuals) = jax.jit(jax.jacrev(losses, (0, 1), has_aux=True))(z0, args)
     return zs, residuals, gradients
@@ -109,22 +100,22 @@ def test_iterates_and_their_gradients(name, cell, steps):
     """The trace holds the residuals of all iterates, so that the last budget sees most."""
     f, z0, args = problem(cell)
     zs, residuals, gradients = plain(name, cell)
-    got, sol = tuned(name, f, loss_of, steps)(z0, args)
+    got, sol = tuned(name, f, cells.loss_of, steps)(z0, args)
     best = int(np.argmin(residuals[: steps + 1]))
     np.testing.assert_allclose(sol.stats.trace, residuals[: steps + 1], rtol=1e-7)
-    assert relative(sol.z, zs[best]) < 1e-9
-    assert relative(got, at(best, gradients)) < 1e-7
+    assert cells.relative(sol.z, zs[best]) < 1e-9
+    assert cells.relative(got, at(best, gradients)) < 1e-7
 
 
 @pytest.mark.parametrize("name", slow_unless("broyden"))
 def test_several_leaves_are_one_vector(name):
     f, z0, args = problem("tanh")
     zs, residuals, (z0_bar, args_bar) = plain(name, "tanh")
-    loss = lambda tree: loss_of(jnp.concatenate([tree["a"], tree["b"][0]]))
-    got, sol = tuned(name, on_pytrees(f), loss, STEPS)(split(z0), args)
+    loss = lambda tree: cells.loss_of(jnp.concatenate([tree["a"], tree["b"][0]]))
+    got, sol = tuned(name, cells.on_pytrees(f), loss, STEPS)(cells.split(z0), args)
     best = int(np.argmin(residuals))
-    assert relative(sol.z, split(zs[best])) < 1e-9
-    assert relative(got, (split(z0_bar[best]), at(best, args_bar))) < 1e-7
+    assert cells.relative(sol.z, cells.split(zs[best])) < 1e-9
+    assert cells.relative(got, (cells.split(z0_bar[best]), at(best, args_bar))) < 1e-7
 
 
 @pytest.mark.parametrize("name", slow_unless("anderson"))
@@ -138,7 +129,7 @@ def test_samples_of_a_batch_stop_each_at_their_own_iterate(name):
     rtol, steps = 3e-2, 9
 
     cell = jax.vmap(f, in_axes=(1, None, 1), out_axes=1)
-    loss = lambda z: loss_of(z.T)
+    loss = lambda z: cells.loss_of(z.T)
     run = tuned(name, cell, loss, steps, batch_axis=1, rtol=rtol)
     (z0_bar, (theta_bar, x_bar)), sol = run(z0, (theta, x))
 
@@ -150,7 +141,7 @@ def test_samples_of_a_batch_stop_each_at_their_own_iterate(name):
             g = lambda z: f(z, theta, x)
             zs = method(g, z0, steps, **options)
             sizes = jax.vmap(lambda z: jnp.linalg.norm(g(z)))(zs)
-            return jax.vmap(loss_of)(zs), (zs, residuals_of(g, zs), sizes)
+            return jax.vmap(cells.loss_of)(zs), (zs, residuals_of(g, zs), sizes)
 
         return jax.jacrev(losses, (0, 1, 2), has_aux=True)(z0, theta, x)
 
@@ -159,13 +150,13 @@ def test_samples_of_a_batch_stop_each_at_their_own_iterate(name):
         gradients, (zs, residuals, sizes) = alone(z0[:, i], theta, x[:, i])
         k = int(np.argmax(residuals <= rtol * sizes))
         want = at(k, gradients)
-        assert relative(sol.z[:, i], zs[k]) < 1e-9
+        assert cells.relative(sol.z[:, i], zs[k]) < 1e-9
         assert int(sol.stats.steps[i]) == k > 0
-        assert relative((z0_bar[:, i], x_bar[:, i]), (want[0], want[2])) < 1e-7
+        assert cells.relative((z0_bar[:, i], x_bar[:, i]), (want[0], want[2])) < 1e-7
         total = jax.tree.map(np.add, total, want[1])
         ends.append(k)
     assert len(set(ends)) > 1  # if not, another example is needed
-    assert relative(theta_bar, total) < 1e-7
+    assert cells.relative(theta_bar, total) < 1e-7
 
 
 # ------------------------------------------------------------------------------- Newton, GMRES
@@ -177,8 +168,8 @@ def test_samples_of_a_batch_stop_each_at_their_own_iterate(name):
 )
 def test_newton_krylov_step_by_step(radius, memory):
     """Radius 4 is where its line search has work to do."""
-    theta, x = tanh_parameters(N, radius=radius)
-    f = lambda z: tanh_cell(z, theta, x)
+    theta, x = cells.tanh_parameters(N, radius=radius)
+    f = lambda z: cells.tanh_cell(z, theta, x)
     zs = reference.newton_krylov(f, np.zeros(N), 5, memory=memory)
     residuals = residuals_of(f, zs)
     for steps in (2, 5):
@@ -187,14 +178,14 @@ def test_newton_krylov_step_by_step(radius, memory):
         clear = residuals[: steps + 1] > 1e-7
         assert clear.sum() > 2
         np.testing.assert_allclose(sol.stats.trace[clear], residuals[: steps + 1][clear], rtol=1e-7)
-        assert relative(sol.z, zs[int(np.argmin(residuals[: steps + 1]))]) < 1e-8
+        assert cells.relative(sol.z, zs[int(np.argmin(residuals[: steps + 1]))]) < 1e-8
 
 
 def test_newton_is_done_with_a_linear_equation_in_one_step():
     f, z0, (a, b) = problem("linear")
     solver = deqjax.NewtonKrylov(memory=N, forcing=1e-12)
     sol = deqjax.fixed_point(f, z0, a, b, solver=solver, max_steps=1)
-    assert relative(sol.z, np.linalg.solve(np.eye(N) - a, b)) < 1e-9
+    assert cells.relative(sol.z, np.linalg.solve(np.eye(N) - a, b)) < 1e-9
 
 
 @pytest.mark.parametrize("memory", [1, 3])
@@ -207,7 +198,7 @@ def test_gmres_cycle_by_cycle(memory):
     residuals = residuals_of(lambda z: f(z, a, b), np.stack(zs))
     for cycles in (1, 4):
         sol = forward(f, z0, a, b, solver=deqjax.GMRES(memory=memory), max_steps=cycles)
-        assert relative(sol.z, zs[cycles]) < 1e-9
+        assert cells.relative(sol.z, zs[cycles]) < 1e-9
         np.testing.assert_allclose(sol.stats.trace, residuals[: cycles + 1], rtol=1e-8)
 
 
@@ -220,4 +211,4 @@ def test_gmres_takes_no_more_products_than_it_needs(rtol):
     sol = deqjax.fixed_point(f, z0, a, b, solver=deqjax.GMRES(rtol=rtol), max_steps=1)
     assert 0 < products < N
     assert int(sol.stats.f_evals) == 1 + products + 2
-    assert relative(sol.z, z0 + d) < 1e-9
+    assert cells.relative(sol.z, z0 + d) < 1e-9

@@ -8,25 +8,24 @@ import numpy as np
 import pytest
 
 import deqjax
-
-from .cells import SMALL, TIGHT, loss_of, relative, tanh_cell, tanh_parameters
+from tests import cells
 
 
 def equilibrium_loss(theta, x, **options):
-    sol = deqjax.fixed_point(tanh_cell, jnp.zeros_like(x), theta, x, **options, **TIGHT)
-    return loss_of(sol.z)
+    sol = deqjax.fixed_point(cells.tanh_cell, jnp.zeros_like(x), theta, x, **options, **cells.TIGHT)
+    return cells.loss_of(sol.z)
 
 
 def explicit_loss(theta, x):
     """150 plain iterations, differentiated by JAX: the radius is 0.7, so they reach round-off."""
-    z = jax.lax.scan(lambda z, _: (tanh_cell(z, theta, x), None), 0.0 * x, length=150)[0]
-    return loss_of(z)
+    z = jax.lax.scan(lambda z, _: (cells.tanh_cell(z, theta, x), None), 0.0 * x, length=150)[0]
+    return cells.loss_of(z)
 
 
 @pytest.mark.parametrize("solver", ["picard", "anderson", "broyden"])
 def test_second_derivatives(solver):
     """The gradient of ⟨c, ∇ℓ⟩ with respect to everything: mixed second derivatives too."""
-    theta, x = tanh_parameters(4)
+    theta, x = cells.tanh_parameters(4)
     c = np.cos(np.arange(4.0))
 
     def second(loss):
@@ -36,12 +35,12 @@ def test_second_derivatives(solver):
 
         return jax.jit(jax.grad(inner, (0, 1)))(theta, x)
 
-    got = second(functools.partial(equilibrium_loss, solver=SMALL[solver]))
-    assert relative(got, second(explicit_loss)) < 1e-6
+    got = second(functools.partial(equilibrium_loss, solver=cells.SMALL[solver]))
+    assert cells.relative(got, second(explicit_loss)) < 1e-6
 
 
 def test_second_derivatives_of_a_batch():
-    theta, x = tanh_parameters(4)
+    theta, x = cells.tanh_parameters(4)
     x = x * np.array([0.2, 2.0])[:, None]
 
     def penalty(loss, theta):
@@ -51,16 +50,19 @@ def test_second_derivatives_of_a_batch():
         jax.grad(
             functools.partial(
                 penalty,
-                functools.partial(equilibrium_loss, solver=SMALL["anderson"], batch_axis=0),
+                functools.partial(equilibrium_loss, solver=cells.SMALL["anderson"], batch_axis=0),
             )
         )
     )(theta)
-    assert relative(got, jax.jit(jax.grad(functools.partial(penalty, explicit_loss)))(theta)) < 1e-6
+    assert (
+        cells.relative(got, jax.jit(jax.grad(functools.partial(penalty, explicit_loss)))(theta))
+        < 1e-6
+    )
 
 
 def test_gradient_penalty_in_a_training_loss():
     """ℓ + ‖∂ℓ/∂x‖², as a training step has it: value and gradient."""
-    theta, x = tanh_parameters(4)
+    theta, x = cells.tanh_parameters(4)
 
     def with_penalty(loss, theta):
         value, slope = jax.value_and_grad(loss, 1)(theta, x)
@@ -69,12 +71,12 @@ def test_gradient_penalty_in_a_training_loss():
     got = jax.jit(
         jax.value_and_grad(
             functools.partial(
-                with_penalty, functools.partial(equilibrium_loss, solver=SMALL["anderson"])
+                with_penalty, functools.partial(equilibrium_loss, solver=cells.SMALL["anderson"])
             )
         )
     )(theta)
     want = jax.jit(jax.value_and_grad(functools.partial(with_penalty, explicit_loss)))(theta)
-    assert relative(got, want) < 1e-6
+    assert cells.relative(got, want) < 1e-6
 
 
 def nested(f, order):
@@ -90,7 +92,7 @@ def test_three_derivatives_in_closed_form(solver):
     """z = a z / 2 + 1 has z = 2 / (2 − a), and n-th derivative 2 n! / (2 − a)ⁿ⁺¹."""
     z = lambda a: (
         deqjax.fixed_point(
-            lambda z, a: 0.5 * a * z + 1.0, jnp.zeros(()), a, solver=solver, **TIGHT
+            lambda z, a: 0.5 * a * z + 1.0, jnp.zeros(()), a, solver=solver, **cells.TIGHT
         ).z
     )
     for order, factorial in [(1, 1), (2, 2), (3, 6)]:
@@ -110,7 +112,7 @@ def test_third_derivative_of_a_transcendental_equation():
         z_star = np.cos(a * z_star)
     z = lambda a: (
         deqjax.fixed_point(
-            lambda z: jnp.cos(a * z), jnp.zeros(()), solver=SMALL["picard"], **TIGHT
+            lambda z: jnp.cos(a * z), jnp.zeros(()), solver=cells.SMALL["picard"], **cells.TIGHT
         ).z
     )
     np.testing.assert_allclose(jax.jit(jax.grad(z))(a), first(a, z_star), rtol=1e-10)

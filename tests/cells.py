@@ -30,6 +30,16 @@ def relative(got, want) -> float:
     return float(np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-300))
 
 
+def solve(f, z0, *args, **options):
+    """`fixed_point` under jit."""
+    return jax.jit(lambda z0, args: deqjax.fixed_point(f, z0, *args, **options))(z0, args)
+
+
+def trace_of(sol):
+    """The residuals of the steps that were taken, numpy."""
+    return np.asarray(sol.stats.trace)[: int(sol.stats.steps) + 1]
+
+
 # ------------------------------------------------------------------------------- tanh cell
 
 
@@ -86,6 +96,38 @@ def loss_of(z):
 
 def cotangent_of(z):
     return np.cos(z) * weights(z.shape[-1])
+
+
+def dense_gradient(theta, x):
+    """The gradient of `loss_of` at z* to (theta, x)."""
+    z = tanh_solution(theta, x)
+    return tanh_gradient(theta, z, cotangent_of(z))
+
+
+def tanh_loss(theta, x, **options):
+    return loss_of(deqjax.fixed_point(tanh_cell, jnp.zeros_like(x), theta, x, **options).z)
+
+
+def tanh_batch(n=5, rows=3):
+    """theta, and x with rows of different size."""
+    theta, x = tanh_parameters(n)
+    return theta, x * np.array([0.1, 1.0, 8.0])[:rows, None]
+
+
+def tanh_solve(theta, x, solver="anderson", **options):
+    """To a tight tolerance, with a short history."""
+    options = TIGHT | dict(solver=SMALL[solver]) | options
+    return deqjax.fixed_point(tanh_cell, jnp.zeros_like(x), theta, x, **options)
+
+
+def small_loss(theta, x, **options):
+    return loss_of(tanh_solve(theta, x, **options).z)
+
+
+def probed(theta, x, probe, **options):
+    """The gradient of `tanh_loss` to (x, probe)."""
+    loss = lambda x, probe: tanh_loss(theta, x, adjoint_probe=probe, **options)
+    return jax.jit(jax.grad(loss, (0, 1)))(x, probe)
 
 
 # ------------------------------------------------------------------------------- as a pytree

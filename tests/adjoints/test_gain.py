@@ -7,8 +7,7 @@ import pytest
 
 import deqjax
 from deqjax import Status
-
-from .cells import SMALL, SOLVERS
+from tests import cells
 
 
 def affine(z, a, x):
@@ -29,10 +28,10 @@ def report(a, v, **options):
     return jax.grad(loss, (0, 1))(jnp.ones_like(v), probe)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", cells.SOLVERS)
 def test_gain_is_the_length_of_u_over_that_of_v(solver):
     a, v = np.array([0.5, -0.5, 0.8]), np.array([1.0, 2.0, 3.0])
-    u, stats = report(a, v, adjoint_solver=SMALL[solver], rtol=1e-9)
+    u, stats = report(a, v, adjoint_solver=cells.SMALL[solver], rtol=1e-9)
     np.testing.assert_allclose(u, v / (1 - a), rtol=1e-8)
     gain = np.linalg.norm(v / (1 - a)) / np.linalg.norm(v)
     np.testing.assert_allclose(stats.gain, gain, rtol=1e-8)
@@ -68,6 +67,29 @@ def test_a_singular_adjoint_equation_is_not_solved(solver, dtype):
     assert Status(int(stats.status)) in (Status.MAX_STEPS, Status.UNBOUNDED, Status.DIVERGED)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_a_residual_may_be_asked_to_be_zero(dtype):
+    """Of a nilpotent Jacobian it is, after three steps; of u = u + v at a u that rounds v away."""
+    a = jnp.array([[0.0, 2.0, -3.0], [0.0, 0.0, 0.7], [0.0, 0.0, 0.0]], dtype)
+    solver = dict(adjoint_solver=deqjax.Picard(rtol=0.0, max_steps=500))
+
+    def loss(x, probe, a):
+        z_star = jnp.linalg.solve(jnp.eye(3, dtype=dtype) - a, x) if a.ndim else jnp.zeros_like(x)
+        f = (lambda z, x: a @ z + x) if a.ndim else (lambda z, x: a * z + 0 * x)
+        sol = deqjax.implicit_function(f, z_star, x, adjoint_probe=probe, **solver)
+        return jnp.sum(sol.z)
+
+    one = jnp.ones(3, dtype)
+    u, stats = jax.grad(loss, (0, 1))(one, deqjax.adjoint_probe(dtype=dtype), a)
+    assert float(stats.status) == Status.CONVERGED and float(stats.residual) == 0
+    np.testing.assert_allclose(u, np.linalg.solve((np.eye(3) - a).T, one), rtol=1e-6)
+
+    double = jnp.array(2.0, dtype)  # u = 2u + v grows until v is lost in it
+    with deqjax.checking_solves("ignore"):
+        _, stats = jax.grad(loss, (0, 1))(one, deqjax.adjoint_probe(dtype=dtype), double)
+    assert float(stats.converged) == 0
+
+
 def test_max_gain_scales_down_the_samples_that_are_longer_and_no_other():
     a = np.array([[0.5], [0.99], [0.9]])
     v = np.array([[1.0], [2.0], [1e-20]])
@@ -91,8 +113,8 @@ def test_a_sample_of_any_weight_has_its_own_gradient():
     """In float32, where 1e-20 squared is nothing."""
     a = jnp.array([[0.8], [0.8], [0.5]], jnp.float32)
     v = jnp.array([[1.0], [1e-20], [1e15]], jnp.float32)
-    for solver in SMALL:
-        u, stats = report(a, v, adjoint_solver=SMALL[solver], batch_axis=0)
+    for solver in cells.SMALL:
+        u, stats = report(a, v, adjoint_solver=cells.SMALL[solver], batch_axis=0)
         np.testing.assert_allclose(u / v, 1 / (1 - a), rtol=1e-4)
         np.testing.assert_array_equal(stats.converged, 1)
         assert stats.steps[0] == stats.steps[1]

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 import deqjax
-
-from .cells import loss_of, weights
+from tests import cells
 
 # What each row has: the factor c of z' = c tanh(W z) + x with ‖W‖₂ = 1, the size of x, and z0,
 # None being x.
@@ -105,7 +104,7 @@ def exact(n):
         for _ in range(200):
             z = c * np.tanh(w @ z) + x
         jacobian = c * (1 - np.tanh(w @ z) ** 2)[:, None] * w
-        u = np.linalg.solve((np.eye(n) - jacobian).T, np.cos(z) * weights(n))
+        u = np.linalg.solve((np.eye(n) - jacobian).T, np.cos(z) * cells.weights(n))
         s = u * c * (1 - np.tanh(w @ z) ** 2)
         rows.append(((u @ np.tanh(w @ z), np.outer(s, z), u), np.linalg.norm(jacobian, 2)))
     return rows
@@ -123,7 +122,7 @@ def gradients(case, n, dtype, batched, **options):
     @functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
     def gradient(args, probe, z0):
         sol = deqjax.fixed_point(f, z0, *args, adjoint_probe=None if loops else probe, **options)
-        return loss_of(sol.z).astype(dtype), sol.stats
+        return cells.loss_of(sol.z).astype(dtype), sol.stats
 
     run = jax.jit(gradient)
     rows = range(len(z0))

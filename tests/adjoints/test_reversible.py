@@ -10,16 +10,7 @@ import pytest
 import deqjax
 from deqjax import Status
 from deqjax.adjoints.reversible import Coupled
-
-from .cells import (
-    cotangent_of,
-    loss_of,
-    relative,
-    tanh_cell,
-    tanh_gradient,
-    tanh_parameters,
-    tanh_solution,
-)
+from tests import cells
 
 N = 6
 
@@ -27,7 +18,13 @@ N = 6
 def solve(theta, x, adjoint="reversible", probe=None, **options):
     options = dict(solver="picard", rtol=1e-8) | options
     return deqjax.fixed_point(
-        tanh_cell, jnp.zeros_like(x), theta, x, adjoint=adjoint, adjoint_probe=probe, **options
+        cells.tanh_cell,
+        jnp.zeros_like(x),
+        theta,
+        x,
+        adjoint=adjoint,
+        adjoint_probe=probe,
+        **options,
     )
 
 
@@ -35,68 +32,70 @@ def coupled(theta, x, beta, steps):
     """The iteration by hand."""
     y = z = jnp.zeros_like(x)
     for _ in range(steps):
-        y = (1 - beta) * y + beta * tanh_cell(z, theta, x)
-        z = (1 - beta) * z + beta * tanh_cell(y, theta, x)
+        y = (1 - beta) * y + beta * cells.tanh_cell(z, theta, x)
+        z = (1 - beta) * z + beta * cells.tanh_cell(y, theta, x)
     return z
 
 
 @pytest.mark.parametrize("beta", [0.3, 0.7])
 @pytest.mark.parametrize("steps", [1, 2, 9])
 def test_value_and_gradient_are_those_of_the_iteration_by_hand(beta, steps):
-    theta, x = tanh_parameters(N, radius=1.5)
+    theta, x = cells.tanh_parameters(N, radius=1.5)
     options = dict(rtol=0.0, atol=0.0, max_steps=steps)
     adjoint = deqjax.Reversible(damping=beta)
-    value = lambda t, x: loss_of(solve(t, x, adjoint, **options).z)
-    hand = lambda t, x: loss_of(coupled(t, x, beta, steps))
+    value = lambda t, x: cells.loss_of(solve(t, x, adjoint, **options).z)
+    hand = lambda t, x: cells.loss_of(coupled(t, x, beta, steps))
     got, want = (jax.jit(jax.value_and_grad(f, (0, 1)))(theta, x) for f in (value, hand))
-    assert relative(got, want) < 1e-9
+    assert cells.relative(got, want) < 1e-9
 
 
 def test_converged_it_is_the_implicit_gradient():
-    theta, x = tanh_parameters(N, radius=0.5)
-    z = tanh_solution(theta, x)
-    got = jax.grad(lambda t, x: loss_of(solve(t, x).z), (0, 1))(theta, x)
-    assert relative(got, tanh_gradient(theta, z, cotangent_of(z))) < 1e-6
+    theta, x = cells.tanh_parameters(N, radius=0.5)
+    z = cells.tanh_solution(theta, x)
+    got = jax.grad(lambda t, x: cells.loss_of(solve(t, x).z), (0, 1))(theta, x)
+    assert cells.relative(got, cells.tanh_gradient(theta, z, cells.cotangent_of(z))) < 1e-6
 
 
 def test_the_best_iterate_is_the_one_that_is_differentiated():
     """A diverging iteration ends far from its best iterate: those steps are only undone."""
-    theta, x = tanh_parameters(N, radius=1.0)
+    theta, x = cells.tanh_parameters(N, radius=1.0)
     theta = {"w": -4.0 * theta["w"] @ theta["w"].T, "b": theta["b"]}
     options = dict(rtol=0.0, atol=0.0, max_steps=12, trace=True)
     adjoint = deqjax.Reversible(damping=0.6)
     sol = solve(theta, x, adjoint, **options)
     best = int(np.argmin(np.asarray(sol.stats.trace)))
     assert 0 < best < 12
-    assert relative(sol.z, coupled(theta, x, 0.6, best)) < 1e-9
-    got = jax.grad(lambda t: loss_of(solve(t, x, adjoint, **options).z))(theta)
-    want = jax.grad(lambda t: loss_of(coupled(t, x, 0.6, best)))(theta)
-    assert relative(got, want) < 1e-6
+    assert cells.relative(sol.z, coupled(theta, x, 0.6, best)) < 1e-9
+    got = jax.grad(lambda t: cells.loss_of(solve(t, x, adjoint, **options).z))(theta)
+    want = jax.grad(lambda t: cells.loss_of(coupled(t, x, 0.6, best)))(theta)
+    assert cells.relative(got, want) < 1e-6
 
 
 def test_samples_stop_on_their_own_and_are_undone_on_their_own():
-    theta, _ = tanh_parameters(N, radius=0.6)
+    theta, _ = cells.tanh_parameters(N, radius=0.6)
     x = np.random.default_rng(0).normal(size=(4, N)) * np.array([0.01, 0.5, 2.0, 9.0])[:, None]
-    gradient = jax.jit(jax.grad(lambda t, x: loss_of(solve(t, x, batch_axis=0).z), (0, 1)))
+    gradient = jax.jit(jax.grad(lambda t, x: cells.loss_of(solve(t, x, batch_axis=0).z), (0, 1)))
     steps = np.asarray(solve(theta, x, batch_axis=0).stats.steps)
     assert len(set(steps.tolist())) > 1
     theta_bar, x_bar = gradient(theta, x)
     alone = [gradient(theta, x[i : i + 1]) for i in range(4)]
-    assert relative(x_bar, jnp.concatenate([a[1] for a in alone])) < 1e-6
-    assert relative(theta_bar, jax.tree.map(lambda *t: sum(t), *[a[0] for a in alone])) < 1e-6
+    assert cells.relative(x_bar, jnp.concatenate([a[1] for a in alone])) < 1e-6
+    assert cells.relative(theta_bar, jax.tree.map(lambda *t: sum(t), *[a[0] for a in alone])) < 1e-6
 
 
 def test_a_step_costs_two_evaluations():
-    theta, x = tanh_parameters(N)
+    theta, x = cells.tanh_parameters(N)
     stats = solve(theta, x).stats
     assert int(stats.f_evals) == 1 + 2 * int(stats.steps)
 
 
 def test_drift_is_measured_and_too_much_is_a_failure():
-    theta, x = tanh_parameters(N, radius=0.8)
+    theta, x = cells.tanh_parameters(N, radius=0.8)
 
     def report(steps):
-        loss = lambda p: loss_of(solve(theta, x, probe=p, rtol=0.0, atol=0.0, max_steps=steps).z)
+        loss = lambda p: cells.loss_of(
+            solve(theta, x, probe=p, rtol=0.0, atol=0.0, max_steps=steps).z
+        )
         return jax.grad(loss)(deqjax.adjoint_probe(dtype=jnp.float64))
 
     short, long = report(8), report(90)
@@ -105,11 +104,11 @@ def test_drift_is_measured_and_too_much_is_a_failure():
 
 
 def test_states_are_kept_in_double_precision_where_it_is_enabled():
-    theta, x = tanh_parameters(N, radius=0.5)
+    theta, x = cells.tanh_parameters(N, radius=0.5)
     single = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (theta, x))
 
     def report(steps):
-        loss = lambda p: loss_of(
+        loss = lambda p: cells.loss_of(
             solve(*single, probe=p, rtol=0.0, atol=0.0, max_steps=steps).z
         ).astype(jnp.float32)
         return jax.grad(loss)(deqjax.adjoint_probe())
@@ -139,11 +138,13 @@ def test_memory_does_not_grow_with_steps():
 
 def test_the_loop_by_itself_can_be_unrolled():
     """`Coupled` is a solver like any other."""
-    theta, x = tanh_parameters(N)
+    theta, x = cells.tanh_parameters(N)
     options = dict(rtol=0.0, atol=0.0, max_steps=6)
-    by_steps = lambda t: loss_of(solve(t, x, "unrolled", solver=Coupled(damping=0.5), **options).z)
-    reversed_ = lambda t: loss_of(solve(t, x, **options).z)
-    assert relative(jax.grad(reversed_)(theta), jax.grad(by_steps)(theta)) < 1e-9
+    by_steps = lambda t: cells.loss_of(
+        solve(t, x, "unrolled", solver=Coupled(damping=0.5), **options).z
+    )
+    reversed_ = lambda t: cells.loss_of(solve(t, x, **options).z)
+    assert cells.relative(jax.grad(reversed_)(theta), jax.grad(by_steps)(theta)) < 1e-9
 
 
 @pytest.mark.parametrize("solver", ["anderson", deqjax.Picard(damping=0.5)])
