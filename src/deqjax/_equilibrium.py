@@ -6,7 +6,8 @@ and so on to any order, is the same code again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -155,8 +156,24 @@ def _by_adjoint(call: _Call, equation: Equation, result: Result, resume, root, p
         before = 0 if resume is None else resume.age
         state = result.state
         end = Ending(result.z, state.solver_state, before + result.stats.steps, state.best_step)
-    z = attached(*equation.parted(), end, probe, root)
+    with _no_forward_mode():
+        z = attached(*equation.parted(), end, probe, root)
     return watch.mark(z, result.stats, solver, layout.axis)
+
+
+@contextmanager
+def _no_forward_mode() -> Iterator[None]:
+    """The library's sentence where JAX would refuse a derivative (under `jit` it still does)."""
+    try:
+        yield
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            "jvp, jacfwd and hessian differentiate forward, and this solve has a rule for reverse "
+            "mode alone: give fixed_point(..., forward_mode=True), or use grad, vjp and jacrev "
+            "(which are right to any order)"
+        ) from None
 
 
 def _in_both_modes(call: _Call, equation: Equation, result: Result, root) -> PyTree:
