@@ -53,7 +53,7 @@ constraints: ## pin the newest versions that work together (needs uv)
 	  "$(or $(UV),uv)" pip compile --quiet --universal --upgrade --python-version 3.11 \
 	    --fork-strategy requires-python --no-header --no-annotate \
 	    --no-emit-index-url --no-emit-find-links \
-	    --extra experiments --extra docs --extra dev pyproject.toml; \
+	    --extra experiments --extra notebook --extra docs --extra dev pyproject.toml; \
 	} > constraints.txt.new || { rm -f constraints.txt.new; exit 1; }
 	@mv constraints.txt.new constraints.txt
 

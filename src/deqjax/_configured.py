@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ._errors import check_keywords
+from ._shown import changed
 
 
 class Configured:
@@ -19,6 +20,7 @@ class Configured:
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
+        cls.__repr__ = Configured.__repr__  # before `dataclass` makes one
         jax.tree_util.register_static(cls)
 
     def __new__(cls, *args: Any, **options: Any):
@@ -28,6 +30,9 @@ class Configured:
     def __post_init__(self):
         for name in self.options():
             object.__setattr__(self, name, _plain(name, getattr(self, name)))
+
+    def __repr__(self) -> str:
+        return changed(self)
 
     @classmethod
     def options(cls) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from . import _shown
+
 
 class Status(enum.IntEnum):
     """How a solve ended. Integer codes, so that they live in arrays under `jit`; `.message` says
@@ -48,6 +50,16 @@ class Status(enum.IntEnum):
     @property
     def message(self) -> str:
         return _MESSAGES[self]
+
+    @classmethod
+    def counts(cls, status: Any) -> dict[str, int]:
+        """{name: how many} of an array of codes, the commonest first. Outside of `jit`.
+
+        Examples:
+            >>> Status.counts([10, 11, 10])
+            {'CONVERGED': 2, 'MAX_STEPS': 1}
+        """
+        return _shown.counts(status, lambda code: cls(code).name)
 
 
 _MESSAGES = {
@@ -108,9 +120,11 @@ class SolveError(RuntimeError):
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Stats:
+@dataclass(frozen=True, repr=False)
+class Stats(_shown.Shown):
     """How a solve went. Scalars, or arrays of shape (batch,) when `batch_axis` was given.
+
+    Printed, it is a line: how many converged, in how many steps, and how well.
 
     Attributes:
         status: int32, a `Status` code.
@@ -142,6 +156,51 @@ class Stats:
     gain: Any = None
     solves: Any = None
 
+    def __str__(self) -> str:
+        return f"{type(self).__name__}({self._said()})"
+
+    def _said(self) -> str:
+        numbers = (self.status, self.steps, self.f_evals, self.rel_residual, self.gain)
+        if not _shown.concrete(*numbers):
+            return "no numbers yet"
+        if not np.size(self.status):
+            return "no samples"
+        parts = [
+            _shown.endings(Status.counts(self.status)),
+            f"{_shown.span(self.steps)} steps",
+            f"worst residual {_shown.worst(self.rel_residual):.1e}",
+        ]
+        if self.gain is not None:
+            parts.append(f"gain up to {_shown.worst(self.gain):.3g}")
+        return ", ".join(parts)
+
+    def summary(self) -> str:
+        """A paragraph: what each ending means, steps, evaluations, residuals, the worst sample and
+        leaf. Outside of `jit`."""
+        if not _shown.concrete(self.status):
+            raise TypeError("summary() needs concrete values: call it outside of jit")
+        found = Status.counts(self.status)
+        lines = [_shown.endings(found)]
+        lines += [
+            f"  {name.lower()}: {Status[name].message}" for name in found if name != "CONVERGED"
+        ]
+        for what, given in (("steps", self.steps), ("evaluations of f", self.f_evals)):
+            lines.append(f"{what}: {_shown.span(given)}, median {np.median(given):.6g}")
+        relative = np.ravel(np.asarray(self.rel_residual))
+        at = f" (sample {relative.argmax()})" if relative.size > 1 else ""
+        lines.append(
+            f"relative residual: median {np.median(relative):.1e}, worst {relative.max():.1e}{at}"
+        )
+        if self.leaves is not None:
+            of_leaves = np.asarray(self.leaves).reshape(-1, np.shape(self.leaves)[-1]).max(axis=0)
+            worst = int(of_leaves.argmax())
+            lines.append(
+                f"worst leaf: number {worst} of jax.tree.leaves(z), {of_leaves[worst]:.1e}"
+            )
+        if self.gain is not None:
+            lines.append(f"gain of the adjoint: {_shown.span(self.gain)}")
+        return _shown.Text("\n".join(lines))
+
     @classmethod
     def unsolved(cls, steps: int, residual: jax.Array, size: jax.Array) -> Stats:
         """The report of `steps` applications that were never a solve: `Status.MAX_STEPS`.
@@ -163,9 +222,11 @@ class Stats:
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Solution:
+@dataclass(frozen=True, repr=False)
+class Solution(_shown.Shown):
     """The result of `fixed_point` and `root_find`.
+
+    Printed, it is a line; `summary()` says more.
 
     Attributes:
         z: the best iterate seen, same pytree, shapes and dtypes as `z0`. Gradients flow through it.
@@ -176,6 +237,13 @@ class Solution:
     z: Any
     stats: Stats
     state: Any = None
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}(z {_shown.state(self.z)}, {self.stats._said()})"
+
+    def summary(self) -> str:
+        """`Stats.summary`, after what z is."""
+        return _shown.Text(f"z: {_shown.state(self.z)}\n{self.stats.summary()}")
 
     def raise_unless_converged(self) -> Solution:
         """Return self if every sample converged, else raise `SolveError` with the worst ending.

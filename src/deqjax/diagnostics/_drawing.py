@@ -26,7 +26,7 @@ def _pyplot() -> Any:
         import matplotlib.pyplot as pyplot
     except ImportError as error:
         raise ImportError(
-            "plots need Matplotlib: pip install 'deqjax[experiments]'", name="matplotlib"
+            "plots need Matplotlib: pip install 'deqjax[plot]'", name="matplotlib"
         ) from error
     return pyplot
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any
+from dataclasses import is_dataclass
+from functools import wraps
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
 from .._fixed_point import fixed_point
+from .._shown import changed
 
 PyTree = Any
+Diagnostic = TypeVar("Diagnostic", bound=Callable[..., Any])
 
 
 def checked(f: Callable, z: PyTree, args: tuple, batch_axis: int | None) -> tuple[PyTree, int]:
@@ -24,6 +28,36 @@ def checked(f: Callable, z: PyTree, args: tuple, batch_axis: int | None) -> tupl
     jax.eval_shape(solve, z)
     z = jax.tree.map(jnp.asarray, z)
     return z, 1 if batch_axis is None else jax.tree.leaves(z)[0].shape[batch_axis]
+
+
+def of_modules(*, solved: bool = False) -> Callable[[Diagnostic], Diagnostic]:
+    """A decorator: diagnostic(f, z, *args, ...) also takes (module, x, ...), of a module that knows
+    its `equation(x)` (`deqjax.nn.DEQ`, `LanguageModel`), and then leaves to it what is not given.
+
+    solved: z is where the module's solve ends, and not where it starts.
+    """
+
+    def decorate(diagnostic: Diagnostic) -> Diagnostic:
+        takes = inspect.signature(diagnostic).parameters
+
+        @wraps(diagnostic)
+        def call(f, *rest, **options):
+            if not hasattr(f, "equation"):
+                return diagnostic(f, *rest, **options)
+            if len(rest) != 1:
+                raise TypeError(
+                    f"{diagnostic.__name__}(module, x) takes the module and its input, and nothing "
+                    f"else by position: the module brings z0 and parameters; got {len(rest)} more"
+                )
+            f, z, args, own = f.equation(*rest)
+            if solved:
+                z = fixed_point(f, z, *args, **own | dict(on_failure="warn")).z
+            own = {name: value for name, value in own.items() if name in takes}
+            return diagnostic(f, z, *args, **own | options)
+
+        return call  # type: ignore[return-value]
+
+    return decorate
 
 
 def check_concrete(function: str, tree: PyTree) -> None:
@@ -41,8 +75,4 @@ def named(given: Any) -> dict[str, Any]:
 
 def _short(option: Any) -> str:
     """`Anderson(memory=6)`: what differs from the defaults."""
-    if isinstance(option, str) or not is_dataclass(option):
-        return str(option)
-    values = ((f.name, getattr(option, f.name), f.default) for f in fields(option))
-    changed = ", ".join(f"{name}={value!r}" for name, value, default in values if value != default)
-    return f"{type(option).__name__}({changed})"
+    return str(option) if isinstance(option, str) or not is_dataclass(option) else changed(option)

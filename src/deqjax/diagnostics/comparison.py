@@ -13,10 +13,11 @@ import numpy as np
 
 from .._errors import check_integer
 from .._fixed_point import fixed_point
+from .._shown import Shown
 from .._solution import Solution, Stats
 from .._state import norm, subtract, to_front
 from ..solvers import Solver
-from ._inputs import check_concrete, checked, named
+from ._inputs import check_concrete, checked, named, of_modules
 from ._jacobian import ratio
 from ._table import ending, seconds, table, worst
 
@@ -46,8 +47,8 @@ class SolverRow:
     seconds: float
 
 
-@dataclass(frozen=True)
-class SolverComparison:
+@dataclass(frozen=True, repr=False)
+class SolverComparison(Shown):
     """What `compare_solvers` found. Its `str()` is a table.
 
     Attributes:
@@ -93,6 +94,7 @@ class SolverComparison:
         return figure
 
 
+@of_modules()
 def compare_solvers(
     f: Callable[..., PyTree],
     z0: PyTree,
@@ -112,7 +114,7 @@ def compare_solvers(
     They are those of this machine and this batch, and say little about another.
 
     Args:
-        f: as in `fixed_point`.
+        f: as in `fixed_point`; or a module such as `deqjax.nn.DEQ`, followed by its input alone.
         z0: as in `fixed_point`.
         *args: as in `fixed_point`.
         solvers: names and objects that `fixed_point` takes, or {name: one of them}.

@@ -13,17 +13,18 @@ import numpy as np
 from jax import lax
 
 from .._errors import check_integer
+from .._shown import Shown
 from .._state import to_front
 from ._arnoldi import arnoldi, eig_on_host
 from ._condition import TRUSTED, conditions, dense_conditions, sentence
-from ._inputs import check_concrete, checked
+from ._inputs import check_concrete, checked, of_modules
 from ._jacobian import Jacobian, eps_of, matmul, size
 
 PyTree = Any
 
 
 @dataclass(frozen=True, repr=False)
-class Spectrum:
+class Spectrum(Shown):
     """What `spectrum` found, largest modulus first, as numpy arrays. Printed, it is a sentence.
 
     Attributes:
@@ -55,8 +56,6 @@ class Spectrum:
         said = sentence(self.radius, self.uncertainties[..., 0])
         return f"{said}; {self.converged.sum()} of {self.converged.size} {kind} converged"
 
-    __repr__ = __str__
-
     def plot(self, ax: Any = None) -> Any:
         """`plot_spectrum` of this."""
         from .eigenvalue_plot import plot_spectrum
@@ -64,6 +63,7 @@ class Spectrum:
         return plot_spectrum(self, ax)
 
 
+@of_modules(solved=True)
 def spectrum(
     f: Callable[..., PyTree],
     z: PyTree,
@@ -88,7 +88,8 @@ def spectrum(
 
     Args:
         f: f(z, *args) -> the pytree, shapes and dtypes of z, with a forward-mode derivative, and
-            for large states a reverse-mode one.
+            for large states a reverse-mode one; or a module such as `deqjax.nn.DEQ`, followed by
+            its input alone: z is then its solution.
         z: pytree of floating-point arrays, `sol.z` as a rule.
         *args: pytrees of arrays.
         batch_axis: as in `fixed_point`: each sample has a Jacobian of its own.

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._fixed_point import adjoint_probe, fixed_point
+from .._shown import Shown
 from .._solution import Stats, Status
 from ..adjoints import Adjoint, Implicit
 from ..solvers import Solver, as_solver
-from ._inputs import check_concrete, checked, named
+from ._inputs import check_concrete, checked, named, of_modules
 from ._table import ending, table, worst
 
 PyTree = Any
@@ -37,8 +38,8 @@ class GradientRow:
     relative_error: float
 
 
-@dataclass(frozen=True)
-class GradientAudit:
+@dataclass(frozen=True, repr=False)
+class GradientAudit(Shown):
     """What `gradient_audit` found. Its `str()` is a table.
 
     Attributes:
@@ -77,6 +78,7 @@ class GradientAudit:
         return "\n".join([*lines, "", table(header, rows)])
 
 
+@of_modules()
 def gradient_audit(
     f: Callable[..., PyTree],
     z0: PyTree,
@@ -98,7 +100,7 @@ def gradient_audit(
     both is not measured: for that, tighten `rtol` and see whether the rows move.
 
     Args:
-        f: as in `fixed_point`.
+        f: as in `fixed_point`; or a module such as `deqjax.nn.DEQ`, followed by its input alone.
         z0: as in `fixed_point`.
         *args: as in `fixed_point`. Gradients are taken with respect to their floating-point leaves,
             so the parameters must be here and not in a closure.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._errors import check_integer
+from ._inputs import of_modules
 from ._jacobian import Jacobian, norm, ratio
 
 PyTree = Any
@@ -33,6 +34,7 @@ class Lipschitz:
     steps: int = field(metadata=dict(static=True))
 
 
+@of_modules(solved=True)
 def lipschitz(
     f: Callable[..., PyTree],
     z: PyTree,
@@ -52,7 +54,8 @@ def lipschitz(
     under `jit` and `vmap`.
 
     Args:
-        f: f(z, *args) -> the pytree, shapes and dtypes of z, with derivatives of both modes.
+        f: f(z, *args) -> the pytree, shapes and dtypes of z, with derivatives of both modes; or a
+            module such as `deqjax.nn.DEQ`, followed by its input alone: z is then its solution.
         z: pytree of floating-point arrays, `sol.z` as a rule.
         *args: pytrees of arrays.
         batch_axis: as in `fixed_point`: each sample has a Jacobian of its own.

@@ -13,16 +13,17 @@ from jax import lax
 
 from .._errors import check_integer
 from .._fixed_point import fixed_point
+from .._shown import Shown
 from .._solution import Stats
 from .._state import from_front, norm, select, subtract, to_front, wide
 from ..solvers import Solver
-from ._inputs import check_concrete, checked
+from ._inputs import check_concrete, checked, of_modules
 
 PyTree = Any
 
 
-@dataclass(frozen=True)
-class PathIndependence:
+@dataclass(frozen=True, repr=False)
+class PathIndependence(Shown):
     """What `path_independence` found, as numpy arrays. Its `str()` is the verdict.
 
     Attributes:
@@ -72,6 +73,7 @@ class PathIndependence:
         )
 
 
+@of_modules()
 def path_independence(
     f: Callable[..., PyTree],
     z0: PyTree,
@@ -97,7 +99,7 @@ def path_independence(
     The solves run one after another in one compiled loop: memory for one, plus the solutions.
 
     Args:
-        f: as in `fixed_point`.
+        f: as in `fixed_point`; or a module such as `deqjax.nn.DEQ`, followed by its input alone.
         z0: the first start, and the centre of the others.
         *args: as in `fixed_point`.
         starts: how many, z0 included, at least two.

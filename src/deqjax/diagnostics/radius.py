@@ -12,8 +12,10 @@ import numpy as np
 from jax.core import Tracer
 
 from .._errors import check_integer
+from .._shown import Shown
 from ._arnoldi import arnoldi, eig
 from ._condition import TRUSTED, conditions, sentence
+from ._inputs import of_modules
 from ._jacobian import Jacobian, eps_of, matmul, ratio
 from ._table import worst
 
@@ -22,7 +24,7 @@ PyTree = Any
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, repr=False)
-class SpectralRadius:
+class SpectralRadius(Shown):
     """What `spectral_radius` found. Scalars, or (batch,) with `batch_axis`.
 
     Printed, it is a sentence, which says whether the number is to be believed.
@@ -53,7 +55,7 @@ class SpectralRadius:
         does not help, J is so far from normal that its radius says little: see `lipschitz`."""
         return self.uncertainty <= TRUSTED * self.radius
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         if isinstance(self.radius, Tracer) or np.ndim(self.radius) > 1:
             return f"SpectralRadius(radius={self.radius}, uncertainty={self.uncertainty})"
         said = sentence(self.radius, self.uncertainty)
@@ -61,6 +63,7 @@ class SpectralRadius:
         return f"{said}; condition {condition:.2g}, residual {residual:.1e}, {self.steps} steps"
 
 
+@of_modules(solved=True)
 def spectral_radius(
     f: Callable[..., PyTree],
     z: PyTree,
@@ -90,7 +93,8 @@ def spectral_radius(
     states count as pairs of reals.
 
     Args:
-        f: f(z, *args) -> the pytree, shapes and dtypes of z, with derivatives in both modes.
+        f: f(z, *args) -> the pytree, shapes and dtypes of z, with derivatives in both modes; or a
+            module such as `deqjax.nn.DEQ`, followed by its input alone: z is then its solution.
         z: pytree of floating-point arrays, `sol.z` as a rule.
         *args: pytrees of arrays.
         batch_axis: as in `fixed_point`: each sample has a Jacobian of its own.

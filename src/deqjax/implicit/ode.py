@@ -24,7 +24,7 @@ ADJOINTS = ("recursive", "direct", "backsolve")
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ODEStats(Stats):
     """How a flow went: `deqjax.Stats`, where residual is |t1 − t|, what of the interval was left,
     rel_residual the part of it, and steps counts rejected ones too.

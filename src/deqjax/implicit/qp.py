@@ -27,7 +27,7 @@ GRADIENTS = ("exact", "smoothed")
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class QPStats(Stats):
     """How the solve of a quadratic program went: a `Stats` with the four conditions of optimality.
 
@@ -52,7 +52,7 @@ class QPStats(Stats):
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class QPSolution(Solution):
     """The solution of a quadratic program, multipliers and slacks included. None where there is no
     such constraint. Gradients flow through all of them.

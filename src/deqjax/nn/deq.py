@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,15 @@ PyTree = Any
 
 # What a first DEQ trains with, see `DEQ` and docs/first_deq.md.
 SAFEGUARDED = Implicit(max_gain=10.0, unfinished="jfb")
+
+
+class ModuleEquation(NamedTuple):
+    """z = f(z, *args) from z0, with the module's own options of `fixed_point`."""
+
+    f: Callable[..., PyTree]
+    z0: PyTree
+    args: tuple
+    options: dict[str, Any]
 
 
 class DEQ(nnx.Module):
@@ -197,11 +206,40 @@ class DEQ(nnx.Module):
         f, arrays = self._function(context)
         return lambda z: f(z, arrays)
 
-    def _function(self, context: PyTree) -> tuple[Callable, list[jax.Array]]:
-        """f(z, arrays), and the arrays of the context.
+    def equation(self, x: PyTree, *, z0: PyTree | None = None) -> ModuleEquation:
+        """What a call with x solves, as arguments of `fixed_point` and of diagnostics, which take
+        (deq, x) themselves. A snapshot, like `function`.
 
-        They are arguments of f, so that a solver can pick samples from them; whatever else is in it
-        (a length, a name) stays as it is.
+        Examples:
+            >>> import deqjax, jax.numpy as jnp
+            >>> from flax import nnx
+            >>> from deqjax.nn import DEQ
+            >>> class Cell(nnx.Module):
+            ...     def __init__(self):
+            ...         self.scale = nnx.Param(jnp.array(0.5))
+            ...     def __call__(self, z, x):
+            ...         return self.scale[...] * jnp.tanh(z) + x
+            >>> f, z0, args, options = DEQ(Cell(), rtol=1e-4).equation(jnp.ones((2, 3)))
+            >>> deqjax.fixed_point(f, z0, *args, **options).z.shape
+            (2, 3)
+        """
+        inject = getattr(self.cell, "inject", None)
+        f, weights, arrays = self._parts(x if inject is None else inject(x))
+        start = self._initial_state(x) if z0 is None else z0
+        options: dict[str, Any] = dict(solver=self.solver, batch_axis=self.batch_axis)
+        options |= {name: getattr(self.solver, name) for name in Solver.options()}
+        return ModuleEquation(f, start, (weights, arrays), options)
+
+    def _function(self, context: PyTree) -> tuple[Callable, list[jax.Array]]:
+        """f(z, arrays), and the arrays of the context."""
+        f, weights, arrays = self._parts(context)
+        return lambda z, arrays: f(z, weights, arrays), arrays
+
+    def _parts(self, context: PyTree) -> tuple[Callable, PyTree, list[jax.Array]]:
+        """f(z, weights, arrays), the cell's state, and the arrays of the context.
+
+        They are arguments of f, so that a solver can pick samples from them; whatever else is in
+        the context (a length, a name) stays as it is.
         """
         graph, state = nnx.split(self.cell)
         # Variables are references to values: f is the equation of the values of now.
@@ -211,14 +249,14 @@ class DEQ(nnx.Module):
         arrays = [x for x, a in zip(leaves, is_array, strict=True) if a]
         weights, arrays = cast((state, arrays), self.dtype)
 
-        def f(z, arrays):
+        def f(z, weights, arrays):
             given = iter(arrays)
             filled = [next(given) if a else x for x, a in zip(leaves, is_array, strict=True)]
             cell = nnx.merge(graph, weights, copy=True)
             new = cell(cast(z, self.dtype), jax.tree.unflatten(form, filled))
             return new if self.dtype is None else _like(new, z)
 
-        return f, arrays
+        return f, weights, arrays
 
     def _initial_state(self, x: PyTree) -> PyTree:
         initial_state = getattr(self.cell, "initial_state", None)

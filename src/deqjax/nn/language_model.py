@@ -14,7 +14,7 @@ from .._solution import Solution, Stats
 from ..adjoints import Adjoint
 from .adaptive import AdaptiveSoftmax
 from .axes import axes
-from .deq import DEQ
+from .deq import DEQ, ModuleEquation
 from .dropout import VariationalDropout
 from .log_likelihood import cross_entropy
 from .transformer import TransformerInput, layer_norm
@@ -180,6 +180,12 @@ class LanguageModel(nnx.Module):
             nats = self.softmax.loss(dropped, targets)
         rest = (hidden, dropped, context if keep_context else None, start)
         return LanguageModelOutput(logits, memory, solution, nats, *rest)
+
+    def equation(self, tokens: jax.Array, memory: Any = None) -> ModuleEquation:
+        """What a call with these solves, see `DEQ.equation`: diagnostics take (model, tokens)."""
+        given = TransformerInput(self.embed(tokens), memory)
+        start = None if self.start is None else layer_norm(self.start(given.x))
+        return self.deq.equation(given, z0=start)
 
     def _logits(self, z: jax.Array) -> jax.Array:
         if self.softmax is not None:

@@ -63,7 +63,7 @@ def plot_curves(
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
         raise ImportError(
-            "plots need Matplotlib: pip install 'deqjax[experiments]'", name="matplotlib"
+            "plots need Matplotlib: pip install 'deqjax[plot]'", name="matplotlib"
         ) from error
     rows = list(metrics)
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06)
