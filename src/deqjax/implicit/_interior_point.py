@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._closure import loop_carry
+from .._closure import loop_carry, vary_like
 from .._solution import Status
 from .._state import select
 from . import _certificates as certificates
@@ -128,7 +128,7 @@ def _proofs(method: Method, state: State, dx: Point, moved: jax.Array) -> jax.Ar
         infeasible = late & certificates.infeasible(method, dx)
         return jnp.where(infeasible, int(Status.INFEASIBLE), proof).astype(jnp.int32)
 
-    return lax.cond(jnp.any(late), look, lambda: state.proof)
+    return lax.cond(jnp.any(late), look, lambda: vary_like(state.proof, late))
 
 
 def looked_at(method: Method, state: State, tol: Errors, max_steps: int, counted: int) -> State:
