@@ -39,8 +39,8 @@ sample. "Converged" is what a library says itself.
 
 OSQP runs under `vmap` with its own implicit differentiation, once with a dense LU factor for its
 linear system (`implicit_diff_solve`, a ridge because the system is singular), and once with the
-default, conjugate gradients on the normal equations, which end too early for its condition. qpax's implicit backend runs
-with κ = 1e-9, by which it smooths gradients; its default is 1e-3.
+default, conjugate gradients on the normal equations, which end too early for its condition. qpax's
+implicit backend runs with κ = 1e-9, by which it smooths gradients; its default is 1e-3.
 """
 
 
