@@ -3,8 +3,8 @@
     python -m experiments.qp_peers
 
 One batch of strictly convex programs, one of them near to degenerate, by each library in float64
-and in float32, forward and with the gradient to all operands. qpax takes part where it is
-installed. Writes the tables into `experiments/results/qp_peers.md`.
+and in float32, forward and with the gradient to all operands. Peers take part where they
+are installed. Writes the tables into `experiments/results/qp_peers.md`.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Config:
 
 
 def main(config: Config) -> None:
-    jax.config.update("jax_enable_x64", True)
     batch, n, rounds = (4, 8, 2) if config.quick else (128, 64, config.rounds)
-    programs = nearly_degenerate(strictly_convex(batch, n, n // 2, n // 4), 0, MARGIN)
-    z_bar = np.random.default_rng(1).standard_normal(programs.q.shape)
-    wanted = references(programs, z_bar)
+    z_bar = np.random.default_rng(1).standard_normal((batch, n))
+    with jax.enable_x64(True):
+        programs = nearly_degenerate(strictly_convex(batch, n, n // 2, n // 4), 0, MARGIN)
+        wanted = references(programs, z_bar)
     found = []
     for dtype in TOLERANCES:
         # jaxopt's loops mix the two where float64 is on.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jaxopt
 from jax.flatten_util import ravel_pytree
 
 from deqjax.implicit import qp
@@ -37,18 +37,23 @@ class Library(NamedTuple):
 
 
 def libraries() -> list[Library]:
-    """deqjax first; qpax where it is installed."""
-    own = Library("deqjax", lambda o, tolerance: _deqjax(o, tolerance).z, _deqjax)
-    peers = [
-        Library(name, lambda o, tolerance, answer=answer: answer(o, tolerance).z, answer)
-        for name, answer in (
-            ("jaxopt OSQP", partial(_osqp, dense=True)),
-            ("jaxopt OSQP, default gradient", partial(_osqp, dense=False)),
-        )
-    ]
-    if importlib.util.find_spec("qpax"):
-        peers.append(Library("qpax implicit", _qpax_solution, _qpax))
-    return [own, *peers]
+    """deqjax first, and of the peers those that are installed."""
+    found = [Library("deqjax", lambda o, tolerance: _deqjax(o, tolerance).z, _deqjax)]
+    if installed("jaxopt"):
+        found += [
+            Library(name, lambda o, tolerance, answer=answer: answer(o, tolerance).z, answer)
+            for name, answer in (
+                ("jaxopt OSQP", partial(_osqp, dense=True)),
+                ("jaxopt OSQP, default gradient", partial(_osqp, dense=False)),
+            )
+        ]
+    if installed("qpax"):
+        found.append(Library("qpax implicit", _qpax_solution, _qpax))
+    return found
+
+
+def installed(peer: str) -> bool:
+    return importlib.util.find_spec(peer) is not None
 
 
 def _deqjax(operands, tolerance) -> Answer:
@@ -57,6 +62,10 @@ def _deqjax(operands, tolerance) -> Answer:
 
 
 def _osqp(operands, tolerance, dense: bool) -> Answer:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is no longer maintained
+        import jaxopt
+
     solve = partial(dense_solve, ridge=RIDGE) if dense else None
     solver = jaxopt.OSQP(tol=tolerance, implicit_diff_solve=solve)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -15,8 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from ..tables import table
+from .libraries import installed
 
 MARGIN = 3e-5
+PEERS = ("jaxopt", "qpax")
 LIMITS = {"forward": 0.4, "backward": 0.25}
 
 EXPLAINED = f"""\
@@ -61,7 +62,7 @@ def ratios(found: list[Measured]) -> list[dict]:
     rows = []
     for dtype in dict.fromkeys(m.dtype for m in found):
         own, *peers = [m for m in found if m.dtype == dtype]
-        for what, limit in LIMITS.items():
+        for what, limit in LIMITS.items() if peers else ():
             peer = min(peers, key=lambda m, what=what: np.median(getattr(m, what)))
             each = np.array(getattr(own, what)) / np.array(getattr(peer, what))
             low, middle, high = (float(x) for x in np.quantile(each, (0.25, 0.5, 0.75)))
@@ -75,7 +76,7 @@ def ratios(found: list[Measured]) -> list[dict]:
 def record(path: Path, found: list[Measured], *, batch: int, n: int, rounds: int) -> None:
     data = path.with_suffix(".json")
     kept = json.loads(data.read_text("utf-8")) if data.exists() else {}
-    names = ["jax", "jaxopt", *(["qpax"] if importlib.util.find_spec("qpax") else [])]
+    names = ["jax", *(peer for peer in PEERS if installed(peer))]
     versions = {name: importlib.metadata.version(name) for name in names}
     kept[f"jax {versions['jax']}"] = dict(
         command=" ".join(["python -m experiments.qp_peers", *sys.argv[1:]]),
@@ -103,7 +104,8 @@ def summary(found: list[Measured]) -> str:
 
 def _said(run: dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    missing = "" if "qpax" in run["versions"] else " qpax was not installed, and is left out."
+    absent = [peer for peer in PEERS if peer not in run["versions"]]
+    missing = "".join(f" {peer} was not installed, and is left out." for peer in absent)
     return (
         f"`{run['command']}`, {run['date']}: batch {run['batch']}, n = {run['n']}, "
         f"{run['rounds']} rounds, {run['cores']} cores; {versions}.{missing}"

@@ -29,6 +29,7 @@ def test_ratios_are_of_the_fastest_peer_round_by_round():
     assert "| fast | 0.500 [0.375, 0.550] | <= 0.4 | FAIL |" in report.summary(found)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double_precision")
 def test_what_lacks_and_the_references_are_of_the_programs():
     programs = strictly_convex(3, 6, 3, 2)
@@ -54,23 +55,31 @@ def double_precision():
         yield
 
 
+def test_a_missing_peer_is_left_out(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert [library.name for library in libraries()] == ["deqjax"]
+    alone = [measured("deqjax", [1.0], [2.0])]
+    report.record(tmp_path / "peers.md", alone, batch=4, n=8, rounds=1)
+    text = (tmp_path / "peers.md").read_text()
+    assert "jaxopt was not installed, and is left out. qpax was not" in text
+
+
 @pytest.mark.slow
 def test_a_quick_run_measures_all_and_keeps_other_versions(tmp_path):
     out = tmp_path / "peers.md"
-    with jax.enable_x64(False):  # main turns it on for good
-        command.main(command.Config(quick=True, out=out))
-        first = json.loads(out.with_suffix(".json").read_text())
-    jax.config.update("jax_enable_x64", False)
+    command.main(command.Config(quick=True, out=out))
+    first = json.loads(out.with_suffix(".json").read_text())
     (version,) = first
     run = first[version]
     names = [(m["dtype"], m["library"]) for m in run["measured"]]
-    assert names[:2] == [("float64", "deqjax"), ("float64", "jaxopt OSQP")]
+    assert names[0] == ("float64", "deqjax") and ("float32", "deqjax") in names
     for m in run["measured"]:
         exact = {"deqjax": 1e-12, "jaxopt OSQP": 1e-4}.get(m["library"])
         if m["dtype"] == "float64" and exact:
             assert m["converged"] == 4 and m["gradient"] < exact and m["kkt"] < 1e-8
     text = out.read_text()
-    assert ("qpax was not installed" in text) == ("qpax" not in run["versions"])
+    for peer in report.PEERS:
+        assert (f"{peer} was not installed" in text) == (peer not in run["versions"])
     data = {"another": run} | first
     out.with_suffix(".json").write_text(json.dumps(data))
     report.record(out, [report.Measured(**m) for m in run["measured"]], batch=4, n=8, rounds=2)
