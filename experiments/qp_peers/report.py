@@ -32,11 +32,11 @@ over that of the peer with the least median. Other work on a machine lengthens a
 all alike: ratios hold better than times, and both should be read from a quiet machine.
 
 KKT is the largest error of the four conditions, recomputed in float64 from the operands as each
-library was given them, worst sample. Gradients are
-those of a random linear function of z to Q, q, A, b, G and h, against dense float64 solves on the
-constraints that bind, whose signs prove them right: the largest error in a sample relative to the
-largest entry of that gradient, worst sample and operand, and worst without the nearly degenerate
-sample. "Converged" is what a library says itself.
+library was given them, worst sample. Gradients are those of a random linear function of z to Q, q,
+A, b, G and h, against dense float64 solves on the constraints that bind, whose signs prove them
+right: the largest error in a sample relative to the largest entry of that gradient, worst sample
+and operand, and worst without the nearly degenerate sample. "Converged" is what a library says
+itself.
 
 OSQP runs under `vmap` with its own implicit differentiation, once with a dense LU factor for its
 linear system (`implicit_diff_solve`, a ridge because the system is singular), and once with the
@@ -91,11 +91,15 @@ def record(path: Path, found: list[Measured], *, batch: int, n: int, rounds: int
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     data.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    path.write_text(page(kept), "utf-8")
+
+
+def page(kept: dict[str, dict]) -> str:
     parts = ["# Quadratic programs beside other libraries", "", EXPLAINED]
     for name, run in kept.items():
         parts += [f"## {name}", "", _said(run), "", _ratios(run["ratios"]), ""]
         parts += [_table([Measured(**m) for m in run["measured"]], run["batch"]), ""]
-    path.write_text("\n".join(parts), "utf-8")
+    return "\n".join(parts)
 
 
 def summary(found: list[Measured]) -> str:
