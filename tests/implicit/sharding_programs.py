@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from tests.core.sharding_programs import COLLECTIVE, inside_loops
+from tests.transforms.sharding_programs import COLLECTIVE, inside_loops
 from tests.implicit.layers import LAYERS
 
 DEVICES = 4
