@@ -7,8 +7,8 @@ import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from tests.transforms.sharding_programs import COLLECTIVE, inside_loops
 from tests.implicit.layers import LAYERS
+from tests.transforms.sharding_programs import COLLECTIVE, inside_loops
 
 DEVICES = 4
 
