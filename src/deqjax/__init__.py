@@ -18,6 +18,7 @@ from .adjoints import Implicit as Implicit
 from .adjoints import Phantom as Phantom
 from .adjoints import Reversible as Reversible
 from .adjoints import Shine as Shine
+from .adjoints import Tail as Tail
 from .adjoints import Unrolled as Unrolled
 from .solvers import GMRES as GMRES
 from .solvers import Anderson as Anderson

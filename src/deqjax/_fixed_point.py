@@ -62,8 +62,8 @@ def fixed_point(
         *args: pytrees of arrays.
         solver: "picard", "anderson", "broyden", "newton_krylov", an object such as
             `Anderson(memory=6)`, or a solver object of jaxopt or optimistix.
-        adjoint: "implicit" (exact), "phantom", "jfb", "shine" (approximate), "unrolled" (through
-            the steps), "reversible" (the same in constant memory), or an object such as
+        adjoint: "implicit" (exact), "phantom", "jfb", "tail", "shine" (approximate), "unrolled"
+            (through the steps), "reversible" (the same in constant memory), or an object such as
             `Phantom(steps=3)`.
         adjoint_solver: solver of the implicit adjoint; None means the forward one.
         rtol: relative tolerance, overrides the solver's (default 1e-5 in float32, 1e-8 in float64).

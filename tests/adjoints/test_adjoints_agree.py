@@ -36,6 +36,7 @@ CASES = {
     "implicit, broyden": dict(solver=BROYDEN),
     "implicit, newton": dict(solver=deqjax.NewtonKrylov(memory=4)),
     "phantom": dict(solver=ANDERSON, adjoint=deqjax.Phantom(steps=60, damping=0.9)),
+    "tail": dict(solver=ANDERSON, adjoint=deqjax.Tail(steps=60)),
     "shine": dict(solver=BROYDEN, adjoint=deqjax.Shine(refine=10)),
     "reversible": dict(solver="picard", adjoint="reversible"),
     "unrolled, picard": dict(solver="picard", adjoint="unrolled"),
@@ -156,7 +157,7 @@ def check(case, n, rows, close, names=tuple(ROWS)):
             bars, want = bars[2], want[2]
         error = np.linalg.norm(flat(bars) - flat(want)) / np.linalg.norm(flat(want))
         allowed = close
-        if case.startswith(("phantom", "shine")):
+        if case.startswith(("phantom", "tail", "shine")):
             # ‖u − u*‖ ≤ ‖Jᵀu + v − u‖ / (1 − ‖J‖), and the residual is reported.
             u, left = bars[2], float(report.residual) / (1 - contraction)
             assert np.linalg.norm(u - want[2]) <= left + close * np.linalg.norm(u), name

@@ -8,10 +8,11 @@ from .implicit import Implicit
 from .phantom import JFB, Phantom
 from .reversible import Reversible
 from .shine import Shine
+from .tail import Tail
 from .unrolled import Unrolled
 
 ADJOINTS: dict[str, type[Adjoint]] = {
-    a.name: a for a in (Implicit, Phantom, JFB, Shine, Unrolled, Reversible)
+    a.name: a for a in (Implicit, Phantom, JFB, Tail, Shine, Unrolled, Reversible)
 }
 
 
@@ -29,6 +30,7 @@ __all__ = [
     "Phantom",
     "Reversible",
     "Shine",
+    "Tail",
     "Unrolled",
     "as_adjoint",
 ]
