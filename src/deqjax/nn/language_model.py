@@ -115,6 +115,13 @@ class LanguageModel(nnx.Module):
         return self.deq.cell
 
     @property
+    def vocabulary(self) -> int:
+        """Number of tokens."""
+        if self.softmax is not None:
+            return self.softmax.embedding.vocabulary
+        return self.embedding[...].shape[0]
+
+    @property
     def solves(self) -> bool:
         """Whether a call without `depth` solves an equilibrium."""
         return self.depth is None

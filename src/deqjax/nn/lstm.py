@@ -15,7 +15,7 @@ from .axes import axes
 from .dropout import masked, row_masks, variational_mask
 from .language_model import LanguageModelOutput
 from .log_likelihood import cross_entropy
-from .transformer import Memory
+from .memory import Memory
 
 
 class LSTMMasks(NamedTuple):

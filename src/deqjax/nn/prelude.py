@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from .memory import Memory, key_memory_of
 from .stack import CellStack
-from .transformer import Memory, TransformerInput
+from .transformer import TransformerInput
 
 
 class PreludeContext(NamedTuple):
@@ -92,3 +93,8 @@ class Prelude(nnx.Module):
     def empty_memory(self, batch: int, dtype: Any = jnp.float32) -> tuple[Any, Memory]:
         """The memory before the first segment."""
         return self.layers.empty_memory(batch, dtype), self.cell.empty_memory(batch, dtype)
+
+    def cache(self, memory: tuple[Any, Any]) -> tuple[Any, Any]:
+        """The same memory as decoding carries it."""
+        before, of_cell = memory
+        return key_memory_of(self.layers, before), key_memory_of(self.cell, of_cell)

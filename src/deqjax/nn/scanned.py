@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from .memory import Memory
 from .stack import Narrow
-from .transformer import Memory, TransformerCell, TransformerInput, layer_norm
+from .transformer import TransformerCell, TransformerInput, layer_norm
 
 
 class Layers(NamedTuple):

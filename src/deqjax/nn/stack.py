@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from .memory import KeyMemory, Memory
 from .transformer import (
     Masks,
-    Memory,
     TransformerCell,
     TransformerContext,
     TransformerInput,
@@ -134,6 +134,10 @@ class CellStack(nnx.Module):
     def empty_memory(self, batch: int, dtype: Any = jnp.float32) -> tuple[Memory, ...]:
         """The memory before the first segment."""
         return tuple(cell.empty_memory(batch, dtype) for cell in self.cells)
+
+    def cache(self, memories: tuple[Memory, ...]) -> tuple[KeyMemory, ...]:
+        """The same memory as decoding carries it."""
+        return tuple(cell.cache(m) for cell, m in zip(self.cells, memories, strict=True))
 
     def _through(self, layers, z, context: StackContext):
         """z after those layers, and what entered each of them."""

@@ -13,37 +13,14 @@ from .._errors import check_integer
 from .axes import axes
 from .chunks import in_chunks
 from .dropout import masked, row_masks
+from .memory import KeyMemory, Memory
+from .memory import forget as forget
 from .weight_norm import Matrix, WeightNormLinear, column_scale, weight
-
-PyTree = Any
-
-
-class Memory(NamedTuple):
-    """The last `memory_length` positions of the previous segment, detached.
-
-    Attributes:
-        z: their equilibrium, (batch, memory, d).
-        injection: their injected q, k, v, (batch, memory, 3d), as `TransformerCell` orders them.
-        valid: (batch, memory) bool, False where there is nothing yet: the stream has just begun.
-    """
-
-    z: jax.Array
-    injection: jax.Array
-    valid: jax.Array
-
-
-def forget(memory: PyTree, fresh: jax.Array) -> PyTree:
-    """The memory without what stands before a new text: `fresh`, (batch, 1) bool, says where one
-    begins. Takes one `Memory` or several, as a `CellStack` has them."""
-    return jax.tree.map(
-        lambda m: m._replace(valid=m.valid & ~fresh),
-        memory,
-        is_leaf=lambda m: isinstance(m, Memory),
-    )
 
 
 class TransformerInput(NamedTuple):
-    """x: the embedded input, (batch, time, d); memory: a `Memory`, a tuple of them, or None."""
+    """x: the embedded input, (batch, time, d); memory: a `Memory` or `KeyMemory`, a tuple of them,
+    or None."""
 
     x: jax.Array
     memory: Any = None
@@ -79,8 +56,8 @@ class TransformerContext(NamedTuple):
 
     qkv: Any  # where it is normalised, (d, 3d), or in chunks three (d, d); None, the parameter
     injection: jax.Array | InjectionInChunks | None  # (batch, time, 3d): what is added
-    memory: Keys
-    position: jax.Array  # (memory + time, d): keys of the relative positions, furthest first
+    memory: Keys | KeyMemory
+    position: jax.Array | None  # (memory + time, d): keys of the relative positions, furthest first
     valid: jax.Array  # (batch or 1, memory) bool
     masks: Masks
     scales: Scales
@@ -106,10 +83,11 @@ class Rows(NamedTuple):
 class Seen(NamedTuple):
     """What those positions look at."""
 
-    memory: Keys
+    memory: Keys | KeyMemory
     segment: Keys
     valid: jax.Array  # (batch or 1, memory) bool
-    r: jax.Array  # (memory + time, heads, d / heads): keys of the relative positions
+    r: jax.Array | None  # (memory + time, heads, d / heads): keys of the relative positions, but
+    # where a `KeyMemory` has them
 
 
 class Weights(NamedTuple):
@@ -265,8 +243,7 @@ class TransformerCell(nnx.Module):
     def inject(self, given: TransformerInput, masks: Masks | None = None) -> TransformerContext:
         """Everything that stays fixed while z is being solved for. masks: None draws them."""
         x, memory = given
-        batch, time, d = x.shape
-        length = 0 if memory is None else memory.z.shape[1]
+        batch, time, _ = x.shape
         injection = None
         if self._projects and self._in_chunks(time):
             q, k, v = self._matrices(weight(self.inject_qkv))
@@ -274,15 +251,20 @@ class TransformerCell(nnx.Module):
         elif self._projects:
             injection = self.inject_qkv(x)
         qkv = weight(self.qkv)
-        k = v = self._of_heads(jnp.zeros((batch, 0, d), x.dtype))
-        valid = jnp.ones((1, 0), bool)
-        if memory is not None:
-            before = self._before(memory.z)
-            k, v = (self._of_heads(before @ w) for w in self._matrices(qkv)[1:])
-            if self._projects:
-                _, added_k, added_v = self._parts(memory.injection)
-                k, v = k + added_k, v + added_v
-            valid = memory.valid
+        position, valid = None, jnp.ones((1, 0), bool)
+        if isinstance(memory, KeyMemory):
+            if time != 1:
+                raise ValueError(
+                    f"a KeyMemory takes one position at a time, not {time}: read the others with "
+                    "the memory that it was made of"
+                )
+            keys, valid = memory, memory.valid
+        else:
+            k = v = self._of_heads(jnp.zeros((batch, 0, self.d), x.dtype))
+            if memory is not None:
+                k, v = self._keys_of(memory, qkv)
+                valid = memory.valid
+            keys, position = _heads_first(k, v), self._position(k.shape[1] + time, x.dtype)
         masks = self.masks(batch) if masks is None else masks
         normalised = None
         if self.weight_norm:
@@ -290,8 +272,8 @@ class TransformerCell(nnx.Module):
         return TransformerContext(
             qkv=normalised,
             injection=injection,
-            memory=_heads_first(k, v),
-            position=self.position(_sinusoid(length + time, d).astype(x.dtype)),
+            memory=keys,
+            position=position,
             valid=valid,
             masks=masks,
             scales=Scales(*map(column_scale, (self.out, self.up, self.down))),
@@ -306,8 +288,9 @@ class TransformerCell(nnx.Module):
 
     def remember(
         self, given: TransformerInput, z: jax.Array, context: TransformerContext | None = None
-    ) -> Memory:
-        """The memory for the next segment: the last `memory_length` positions of [memory; z].
+    ) -> Memory | KeyMemory:
+        """The memory for the next segment: the last `memory_length` positions of [memory; z], of
+        the kind that was given.
 
         The context, which a `CellStack` needs, is not needed here.
         """
@@ -317,6 +300,9 @@ class TransformerCell(nnx.Module):
         injection = self.inject_qkv(given.x) if self._projects else given.x[..., :0]
         valid = jnp.ones(z.shape[:2], bool)
         before = given.memory
+        if isinstance(before, KeyMemory):
+            qkv = self._before(z) @ weight(self.qkv) + (injection if self._projects else 0)
+            return before.after(*jax.lax.stop_gradient(self._parts(qkv)[1:]))
         if before is not None and z.shape[1] < self.memory_length:
             z = jnp.concatenate([before.z, z], axis=1)
             injection = jnp.concatenate([before.injection, injection], axis=1)
@@ -330,10 +316,38 @@ class TransformerCell(nnx.Module):
         z, injection = (jnp.zeros((batch, m, n), dtype) for n in (d, 3 * d * self._projects))
         return Memory(z, injection, valid=jnp.zeros((batch, m), bool))
 
+    def cache(self, memory: Memory) -> KeyMemory:
+        """The same memory as decoding carries it."""
+        missing = self.memory_length - memory.z.shape[1]
+        front = lambda x: jnp.pad(x, [(0, 0), (missing, 0), *[(0, 0)] * (x.ndim - 2)])
+        memory = Memory(*map(front, memory))
+        k, v = self._keys_of(memory, weight(self.qkv))
+        r = self._of_heads(self._position(self.memory_length + 1, memory.z.dtype))
+        return KeyMemory(
+            k=jnp.moveaxis(k, 1, 3),
+            v=jnp.swapaxes(v, 1, 2),
+            valid=memory.valid,
+            oldest=jnp.zeros((), jnp.int32),
+            position=jnp.swapaxes(r, 0, 1),
+        )
+
     def attention_weights(self, z: jax.Array, context: TransformerContext) -> jax.Array:
         """Where each position looks: (batch, heads, time, memory + time), rows that sum to one."""
         rows, seen, w = self._rows(z, context)
         return self._look(rows, seen, w)
+
+    def _keys_of(self, memory: Memory, qkv: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Its keys and its values, (batch, memory, heads, d / heads) each."""
+        before = self._before(memory.z)
+        k, v = (self._of_heads(before @ w) for w in self._matrices(qkv)[1:])
+        if self._projects:
+            _, added_k, added_v = self._parts(memory.injection)
+            k, v = k + added_k, v + added_v
+        return k, v
+
+    def _position(self, length: int, dtype: Any) -> jax.Array:
+        """Keys of the distances length − 1, ..., 0, (length, d)."""
+        return self.position(_sinusoid(length, self.d).astype(dtype))
 
     def _in_chunks(self, time: int) -> bool:
         return self.chunk_size is not None and self.chunk_size < time
@@ -357,7 +371,7 @@ class TransformerCell(nnx.Module):
             if isinstance(added, jax.Array):
                 qkv += added
             q, k, v = self._parts(qkv)
-        r = self._of_heads(context.position)
+        r = None if context.position is None else self._of_heads(context.position)
         seen = Seen(context.memory, _heads_first(k, v), context.valid, r)
         w = Weights(
             q=of_q,
@@ -395,14 +409,20 @@ class TransformerCell(nnx.Module):
                 q += rows.x @ w.inject_q
             q = self._of_heads(q)
         content, relative = q + w.content_bias, q + w.position_bias
-        # Not of [memory; segment]: the memory's part of a gradient is not needed in a solve.
-        scores = jnp.concatenate(
-            [jnp.einsum("bihd,bhjd->bhij", content, of.k) for of in (seen.memory, seen.segment)],
-            axis=-1,
-        )
         time = seen.segment.k.shape[2]
-        r = seen.r if q.shape[1] == time else _from(seen.r, time - 1 - rows.index[0, -1], time)
-        scores += _shift(jnp.einsum("bihd,jhd->bhij", relative, r))
+        if isinstance(seen.memory, KeyMemory):
+            scores = seen.memory.scores(content, relative, jnp.swapaxes(seen.segment.k, 1, 2))
+        else:
+            # Not of [memory; segment]: the memory's part of a gradient is not needed in a solve.
+            both = (seen.memory, seen.segment)
+            scores = jnp.concatenate(
+                [jnp.einsum("bihd,bhjd->bhij", content, of.k) for of in both], axis=-1
+            )
+            r = seen.r
+            assert r is not None
+            if q.shape[1] != time:
+                r = _from(r, time - 1 - rows.index[0, -1], time)
+            scores += _shift(jnp.einsum("bihd,jhd->bhij", relative, r))
         scores = scores / math.sqrt(self.d // self.heads)
         allowed = _allowed(rows.index, seen.valid, time)
         scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)

@@ -10,7 +10,8 @@ from flax import nnx
 
 from .._errors import check_integer
 from .dropout import masked, row_masks, weight_mask
-from .transformer import Memory, TransformerInput
+from .memory import Memory
+from .transformer import TransformerInput
 from .weight_norm import WeightNormLinear, weight
 
 
