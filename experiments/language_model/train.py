@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import jax
+from flax import nnx
 
 from deqjax.data import Corpus, bigram_perplexity, unigram_perplexity
-from deqjax.training import Run, connect, fit, sample
+from deqjax.training import Run, connect, fit, sample, save_architecture
+from deqjax.training.architectures import FILE as MODEL
 
 from .config import Config
 from .task import VOCABULARY, prepare
@@ -27,7 +29,11 @@ def main(config: Config) -> Run:
     name = config.dataset
     if config.model != "deq-transformer":
         name += f"-{config.model}"
-    files = {VOCABULARY: corpus.vocabulary.save}
+    shape = nnx.eval_shape(lambda: task.build(nnx.Rngs(0)))
+    files = {
+        VOCABULARY: corpus.vocabulary.save,
+        MODEL: lambda path: save_architecture(path, shape),
+    }
     run = fit(task, config.train, config, name=name, baselines=baselines, files=files)
     if jax.process_index() == 0:
         report(config, run, corpus, baselines)

@@ -64,6 +64,7 @@ class AdaptiveEmbedding(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.vocabulary, self.d, self.cutoffs = vocabulary, d, tuple(cutoffs)
+        self.divisor = divisor
         self.widths = _widths(vocabulary, d, self.cutoffs, divisor, d_embed)
         self.tables = nnx.List(
             _rows(stop - start, width, d, rngs)

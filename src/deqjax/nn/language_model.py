@@ -119,7 +119,7 @@ class LanguageModel(nnx.Module):
         """Number of tokens."""
         if self.softmax is not None:
             return self.softmax.embedding.vocabulary
-        return self.embedding[...].shape[0]
+        return self.embedding.shape[0]
 
     @property
     def solves(self) -> bool:

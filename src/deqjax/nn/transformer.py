@@ -14,7 +14,6 @@ from .axes import axes
 from .chunks import in_chunks
 from .dropout import masked, row_masks
 from .memory import KeyMemory, Memory
-from .memory import forget as forget
 from .weight_norm import Matrix, WeightNormLinear, column_scale, weight
 
 

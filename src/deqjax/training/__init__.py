@@ -1,6 +1,9 @@
 """Training: a pure step, a loop that survives being killed, and what a run leaves behind."""
 
 from .._rows import draw_rows as draw_rows
+from .architectures import architecture as architecture
+from .architectures import from_architecture as from_architecture
+from .architectures import save_architecture as save_architecture
 from .checkpoints import Checkpoints as Checkpoints
 from .curves import plot_curves as plot_curves
 from .folder import read_config as read_config
@@ -9,6 +12,8 @@ from .language_modelling import LanguageModelling as LanguageModelling
 from .language_modelling import perplexity as perplexity
 from .language_modelling import sample as sample
 from .launch import connect as connect
+from .load import Loaded as Loaded
+from .load import load as load
 from .loop import Interrupted as Interrupted
 from .loop import Run as Run
 from .loop import fit as fit

@@ -82,8 +82,11 @@ class Arrays:
         if any(folder.iterdir()):
             self._handler.finalize(self._path(folder))
 
-    def read(self, folder: Path, shardings: dict[str, Any]) -> dict[str, Any]:
-        """Read arrays by name: laid out by the sharding given, or whole as NumPy for None."""
+    def read(
+        self, folder: Path, shardings: dict[str, Any], *, part: bool = False
+    ) -> dict[str, Any]:
+        """Read arrays by name: laid out by the sharding given, or whole as NumPy for None. Where
+        they are a part of what is there, say so."""
         if not shardings:
             return {}
         whole = self._orbax.RestoreArgs(restore_type=np.ndarray)
@@ -94,7 +97,9 @@ class Arrays:
             for name, sharding in shardings.items()
         }
         request = self._orbax.args.PyTreeRestore(
-            item=dict.fromkeys(shardings, 0), restore_args=arguments
+            item=dict.fromkeys(shardings, 0),
+            restore_args=arguments,
+            **({"partial_restore": True} if part else {}),
         )
         return self._handler.restore(self._path(folder), args=request)
 

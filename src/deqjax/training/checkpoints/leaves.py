@@ -59,6 +59,13 @@ def described_and_stored(tree: Any) -> tuple[list[Description], dict[str, Any]]:
     return descriptions, stored
 
 
+def picked(saved: list[Description], wanted: list[Description]) -> dict[int, Description]:
+    """Those of the saved leaves that are wanted, by number, in the order in which they are."""
+    numbers = {leaf["path"]: i for i, leaf in enumerate(saved)}
+    found = (numbers[leaf["path"]] for leaf in wanted if leaf["path"] in numbers)
+    return {i: saved[i] for i in found}
+
+
 def first_difference(saved: list[Description], wanted: list[Description]) -> str | None:
     there, here = (
         {leaf["path"]: f"{leaf['dtype']}[{','.join(map(str, leaf['shape']))}]" for leaf in leaves}

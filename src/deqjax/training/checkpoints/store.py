@@ -146,7 +146,7 @@ class Checkpoints:
             self._background.start(job)
 
     def restore(
-        self, template: Any, which: Literal["latest", "best"] = "latest"
+        self, template: Any, which: Literal["latest", "best"] = "latest", *, part: bool = False
     ) -> Restored | None:
         """Read the newest checkpoint that verifies, or None where there is no checkpoint at all.
 
@@ -160,6 +160,7 @@ class Checkpoints:
                 other `jax.Array` or `ShapeDtypeStruct`: an uncommitted one on the default device.
                 A `numpy.ndarray` or NumPy scalar: the same kind again.
             which: "best" takes the lowest metric first, and then the next lowest.
+            part: read the leaves of the template alone, each by its path; others may be there.
 
         Raises:
             CheckpointMismatch: the newest sound checkpoint holds another tree; the sentence names
@@ -176,7 +177,7 @@ class Checkpoints:
         for name in names:
             folder = self.directory / name
             if (problem := self._processes.agree(partial(self._problem, folder), _first)) is None:
-                return self._read(folder, template)
+                return self._read(folder, template, part)
             self._shelf.known_damaged.add(folder)
             said = f"skipped the damaged checkpoint {folder}: {problem}"
             warnings.warn(said, RuntimeWarning, stacklevel=2)
@@ -310,15 +311,18 @@ class Checkpoints:
             return str(why)
         return None
 
-    def _read(self, folder: Path, template: Any) -> Restored:
+    def _read(self, folder: Path, template: Any, part: bool) -> Restored:
         manifest: dict[str, Any] = {}
+        saved: dict[int, leaves_.Description] = {}
         targets, treedef = jax.tree_util.tree_flatten_with_path(template)
         tree: list[Any] = []
 
         def compare() -> None:
             manifest.update(manifest_.read(folder))
             wanted = [leaves_.describe(*pair) for pair in targets]
-            if difference := leaves_.first_difference(manifest["leaves"], wanted):
+            there = manifest["leaves"]
+            saved.update(leaves_.picked(there, wanted) if part else enumerate(there))
+            if difference := leaves_.first_difference(list(saved.values()), wanted):
                 raise CheckpointMismatch(
                     f"the checkpoint of step {manifest['step']} in {self.directory} does not fit "
                     f"this model: {difference}; use the configuration it was saved with, or "
@@ -327,15 +331,15 @@ class Checkpoints:
 
         def read() -> None:
             values = (target for _, target in targets)
-            saved = zip(manifest["leaves"], values, strict=True)
-            pairs = {leaves_.key(i): pair for i, pair in enumerate(saved)}
+            triples = zip(saved.items(), values, strict=True)
+            pairs = {leaves_.key(i): (leaf, value) for (i, leaf), value in triples}
             shardings = {
                 key: leaves_.read_sharded(*pair)
                 for key, pair in pairs.items()
                 if leaves_.has_bytes(pair[0])
             }
             try:
-                stored = self._arrays.read(folder / _ARRAYS, shardings)
+                stored = self._arrays.read(folder / _ARRAYS, shardings, part=part)
             except Exception as error:
                 raise CheckpointError(
                     f"the files of {folder} are sound but could not be read: {reason(error)}"
