@@ -11,49 +11,25 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deqjax.data import Vocabulary
 from deqjax.nn import Decoder, LanguageModel, LSTMLanguageModel, Sampling, TransformerCell
 from deqjax.training import (
-    Checkpoints,
     OptionError,
     architecture,
     fit,
     from_architecture,
     load,
-    new_state,
     sample,
-    save_architecture,
 )
 from deqjax.training.checkpoints import CheckpointError
-from deqjax.training.folder import describe, write_json
-from deqjax.training.schedules import optimiser
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny_run
 
-WORDS = Vocabulary.build("abcdefghij", "char")
-
-
-FILES = {
-    "vocabulary.json": WORDS.save,
-    "model.json": lambda path: save_architecture(path, tiny_run.task()._shape),
-}
-
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> tuple[Path, Any]:
-    """A run's folder as `fit` leaves it, without the training; and its last model."""
-    folder, task = tmp_path_factory.mktemp("runs") / "run", tiny_run.task()
-    folder.mkdir()
-    given = tiny_run.options(folder.parent)
-    for name, write in FILES.items():
-        write(folder / name)
-    write_json(folder / "config.json", describe(given))
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        for step, metric in ((2, 0.5), (4, 0.3), (6, 0.4)):
-            graph, state = new_state(task, optimiser(given), seed=step)
-            checkpoints.save(step, state, metric=metric)
-    return folder, nnx.merge(graph, state.params, state.rest)
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return folder, tiny_run.saved(folder)
 
 
 @pytest.fixture
@@ -77,14 +53,14 @@ def same(one, other) -> bool:
 def test_the_model_and_what_it_needs_come_back(saved):
     loaded = load(saved[0])
     assert same(loaded.model, saved[1]) and loaded.step == 6
-    assert loaded.vocabulary == WORDS and loaded.options["learning_rate"] == 3e-3
+    assert loaded.vocabulary == tiny_run.WORDS and loaded.options["learning_rate"] == 3e-3
     assert loaded.model.drop_in.deterministic
 
 
 @pytest.mark.slow
 def test_a_trained_model_draws_the_tokens_of_the_memory_carried(tmp_path):
     given = tiny_run.options(tmp_path, steps=6, eval_every=2, stack_steps=0, stack_jitter=0)
-    trained = fit(tiny_run.task(), given, given, name="run", files=FILES)
+    trained = fit(tiny_run.task(), given, given, name="run", files=tiny_run.FILES)
     loaded = load(trained.directory, "best")
     assert loaded.step in (2, 4, 6)
     loaded = load(trained.directory)

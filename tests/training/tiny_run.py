@@ -12,10 +12,20 @@ import time
 from pathlib import Path
 
 import numpy as np
+from flax import nnx
 
-from deqjax.data import Stream
+from deqjax.data import Stream, Vocabulary
 from deqjax.nn import LanguageModel, TransformerCell
-from deqjax.training import LanguageModelling, TrainOptions, fit
+from deqjax.training import (
+    Checkpoints,
+    LanguageModelling,
+    TrainOptions,
+    fit,
+    new_state,
+    save_architecture,
+)
+from deqjax.training.folder import describe, write_json
+from deqjax.training.schedules import optimiser
 
 VOCABULARY = 11
 
@@ -64,6 +74,27 @@ def train(folder: Path, kind=LanguageModelling, **changes):
     base = task()
     given = options(folder, **changes)
     return fit(kind(**vars(base)), given, given, name="run")
+
+
+WORDS = Vocabulary.build("abcdefghij", "char")  # with the newline, eleven of them
+FILES = {
+    "vocabulary.json": lambda path: WORDS.save(path),
+    "model.json": lambda path: save_architecture(path, task()._shape),
+}
+
+
+def saved(folder: Path):
+    """A run's folder as `fit` leaves it, without the training; returns the last model."""
+    folder.mkdir()
+    given = options(folder.parent)
+    for name, write in FILES.items():
+        write(folder / name)
+    write_json(folder / "config.json", describe(given))
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        for step, metric in ((2, 0.5), (4, 0.3), (6, 0.4)):
+            graph, state = new_state(task(), optimiser(given), seed=step)
+            checkpoints.save(step, state, metric=metric)
+    return nnx.merge(graph, state.params, state.rest)
 
 
 if __name__ == "__main__":

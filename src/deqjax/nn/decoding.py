@@ -88,7 +88,7 @@ class Decoder:
     def __init__(
         self,
         model: Any,
-        prompts: Sequence[Sequence[int]] | Sequence[int] | np.ndarray,
+        prompts: Sequence[Any] | np.ndarray,
         sampling: Sampling | None = None,
         *,
         seed: int = 0,
@@ -152,7 +152,7 @@ class Decoder:
 
 def generate(
     model: Any,
-    prompts: Sequence[Sequence[int]] | Sequence[int] | np.ndarray,
+    prompts: Sequence[Any] | np.ndarray,
     length: int,
     *,
     temperature: float = 0.8,
