@@ -6,6 +6,8 @@ from .architectures import from_architecture as from_architecture
 from .architectures import save_architecture as save_architecture
 from .checkpoints import Checkpoints as Checkpoints
 from .curves import plot_curves as plot_curves
+from .exported import export_eval as export_eval
+from .exported import save_eval as save_eval
 from .folder import read_config as read_config
 from .host_memory import keep_freed_memory as keep_freed_memory
 from .language_modelling import LanguageModelling as LanguageModelling
