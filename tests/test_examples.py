@@ -15,7 +15,7 @@ import deqjax
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(m.name for m in pkgutil.walk_packages(deqjax.__path__, "deqjax."))
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
-LONG = ("docs/adjoints.md", "docs/diagnostics.md", "docs/first_deq.md")
+LONG = ("docs/adjoints.md", "docs/diagnostics.md", "docs/first_deq.md", "docs/generate.md")
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -138,6 +138,11 @@ def record(rows: list[Row], rounds: int) -> None:
         f"its turn; {where}. `sample` projects the memory for every token.\n\n"
     )
     text += "\n".join([HEADER, *map(line, rows)]) + "\n"
+    if not all(row.same for row in rows):
+        text += (
+            "\nFrom another start a solve ends elsewhere within its tolerance; with new weights "
+            "the two most likely tokens are so close that this decides between them.\n"
+        )
     (RESULTS / "generate.md").write_text(text)
     content = {"where": where, "rounds": rounds, "rows": [row._asdict() for row in rows]}
     (RESULTS / "generate.json").write_text(json.dumps(content, indent=1) + "\n")
