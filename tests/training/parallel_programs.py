@@ -7,6 +7,7 @@ import sys
 
 import jax
 import numpy as np
+from flax import nnx
 
 from deqjax.data import Stream
 from deqjax.nn import (
@@ -25,9 +26,11 @@ from deqjax.training import (
     TrainOptions,
     make_step,
     new_state,
+    perplexity,
 )
 from deqjax.training.plan.hlo import collectives
 from deqjax.training.schedules import optimiser
+from deqjax.training.scoring import Share, sharing
 
 VOCABULARY, ROWS, STEPS = 24, 16, 50
 compiled: list[str] = []
@@ -177,6 +180,24 @@ def other_models_agree():
         agree(new_model, "shard_map", "shard_map_fsdp", "jit_tensor", "pmap")
 
 
+def the_evaluation_agrees():
+    """Rows of held-out text over eight devices, of two kinds of memory; six rows over six."""
+    ids = np.random.default_rng(1).integers(0, VOCABULARY, 160).astype(np.int32)
+    everywhere = Share(devices=tuple(jax.devices()))
+    for new_model, rows in ((deq_transformer, 8), (lstm, 6)):
+        model = new_model(nnx.Rngs(0))
+        model.eval()
+        stream = Stream(ids, batch_size=rows, segment=7, start_id=0)
+        alone = perplexity(model, stream)
+        with sharing(everywhere):
+            spread = perplexity(model, stream)
+        np.testing.assert_allclose(spread, alone, rtol=1e-6)
+        assert spread.tokens == 160 and model.solves == bool(spread.solves)
+        batch = stream[0]._replace(fresh=np.asarray(True))
+        memory = everywhere.scorer(model, rows)(model.empty_memory(rows), batch)[2]
+        assert {len(x.sharding.device_set) for x in jax.tree.leaves(memory)} == {rows}
+
+
 PROGRAMS = [
     no_collective_in_the_loops,
     no_collective_in_the_loops_of_parts,
@@ -186,6 +207,7 @@ PROGRAMS = [
     the_transformer_agrees,
     the_explicit_network_agrees,
     other_models_agree,
+    the_evaluation_agrees,
 ]
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ SLOW = [
     "parts_are_stored the_explicit_network_agrees",
     "the_transformer_agrees",
     "other_models_agree",
+    "the_evaluation_agrees",
 ]
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from ..data import Batch, Stream
 from ..nn import Memory, forget
 from ..regularization import jacobian_penalty
 from .options import PenaltyOptions, Phase
+from .scoring import current
 from .step import Task
 
 PyTree = Any
@@ -78,6 +79,8 @@ class LanguageModelling(Task):
         start: weight of |z0 − z*|², where the model learns where to begin.
         seed: of what is drawn for the penalties.
     """
+
+    shares_evaluation: ClassVar[bool] = True
 
     new_model: Callable[[nnx.Rngs], Any]
     train: Stream
@@ -200,33 +203,32 @@ def perplexity(
 ) -> Score:
     """Score every token of `stream`, memory carried along each row, with sums in float64.
 
+    Inside `fit` the rows are shared out over all devices of the job, which makes no difference but
+    in rounding.
+
     Args:
         model: in eval mode.
         stream: its rows are scored side by side; fewer rows, more context.
         each: called with the number of segments done and the sums so far after every segment.
     """
-    memory = model.empty_memory(stream.batch_size)
-    totals = np.zeros(5)
-    for done, batch in enumerate(stream, start=1):
-        batch = batch._replace(fresh=np.asarray(batch.fresh))
-        nats, others, memory = _score(model, memory, batch)
-        totals += [np.asarray(nats, np.float64).sum(), *np.asarray(others, np.float64)]
-        if each is not None:
-            each(done, Score(*totals.tolist()))
-    return Score(*totals.tolist())
+    share = current()
+    mine = share.of(stream)
 
+    def sums() -> list[float]:
+        totals = np.zeros(5)
+        if mine is None:
+            return totals.tolist()
+        rows = len(range(mine.batch_size)[mine.rows])
+        memory, score = model.empty_memory(rows), share.scorer(model, rows)
+        for done, batch in enumerate(mine, start=1):
+            batch = batch._replace(fresh=np.asarray(batch.fresh))
+            nats, others, memory = score(memory, batch)
+            totals += [np.asarray(nats, np.float64).sum(), *np.asarray(others, np.float64)]
+            if each is not None:
+                each(done, Score(*totals.tolist()))
+        return totals.tolist()
 
-@nnx.jit
-def _score(model, memory, batch):
-    out = model(batch.inputs, memory, targets=batch.targets)
-    sums = [jnp.sum(batch.weights)]
-    if model.solves:
-        stats = out.solution.stats
-        sums += [stats.steps.sum(), stats.steps.shape[0], stats.converged.sum()]
-    else:
-        sums += [0.0, 0.0, 0.0]
-    others = jnp.stack([jnp.asarray(x, jnp.float32) for x in sums])
-    return out.nats * batch.weights, others, out.memory
+    return Score(*share.total(sums))
 
 
 def sample(

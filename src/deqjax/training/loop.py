@@ -27,6 +27,7 @@ from .prefetch import Prefetch
 from .progress import Progress
 from .schedules import Plateau
 from .schedules import optimiser as make_optimiser
+from .scoring import Share, sharing
 from .step import Task, TrainState, make_step, new_state
 from .stopping import stop_requests
 from .watch import ConvergenceWatch
@@ -72,7 +73,8 @@ def fit(
 
     In a job of several processes (`connect`) all of them call this with the same options and one
     `options.runs` that all can see. Each brings the samples of its own devices and writes its own
-    part of the checkpoints; process 0 evaluates and writes everything else.
+    part of the checkpoints, and of an evaluation that can be shared out (`Task.shares_evaluation`);
+    process 0 writes everything else.
 
     Args:
         task: what to train.
@@ -159,6 +161,7 @@ class _Session:
         self.watch = ConvergenceWatch()
         self.recovered: int | None = None  # the checkpoint that was gone back to last
         self.evaluated: tuple[int, dict[str, float]] | None = None
+        self.share = Share(Processes("evaluation"), self.parallel.row_devices())
         if self.metrics is not None:
             self.watch.catch_up(read_metrics(self.directory))
 
@@ -184,7 +187,12 @@ class _Session:
         step = int(state.step)
         if self.evaluated is None or self.evaluated[0] != step:
             model = self.model(state)
-            found = self.processes.by_first(lambda: _floats(self.task.evaluate(model)))
+            evaluate = lambda: _floats(self.task.evaluate(model))
+            if self.task.shares_evaluation:
+                with sharing(self.share):
+                    found = self.processes.agree(evaluate, lambda found: found[0])
+            else:
+                found = self.processes.by_first(evaluate)
             self.evaluated = step, found
         return self.evaluated[1]
 

@@ -115,6 +115,15 @@ class Parallel:
 
         return jax.tree.map(place, batch, row_specs(batch))
 
+    def row_devices(self) -> tuple[Any, ...]:
+        """Devices of this process that hold the whole model, each for samples of its own; () where
+        there is one, or where the model is stored in parts."""
+        mesh = self.mesh
+        if mesh is None or mesh.shape["fsdp"] > 1 or mesh.shape["tensor"] > 1:
+            return ()
+        here = jax.process_index()
+        return tuple(d for d in mesh.devices.flat if d.process_index == here)
+
     def everywhere(self, values: PyTree) -> PyTree:
         """What every process holds alike, on all devices."""
         mesh = self.mesh

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,10 @@ class Task:
 
     Samples come first in every array of a batch and of the carry; scalars belong to all of them.
     """
+
+    # Whether `evaluate` shares its work out over the processes and devices of a job by itself, as
+    # `perplexity` does; else process 0 evaluates.
+    shares_evaluation: ClassVar[bool] = False
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """A new model."""
