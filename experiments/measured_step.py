@@ -29,7 +29,7 @@ from flax import nnx
 from deqjax.data import Stream
 from deqjax.training import OptionError, SolverOptions, TrainOptions, command_line, perplexity
 from deqjax.training.configs import CONFIGS, FullSize, named
-from deqjax.training.plan.program import Programs
+from deqjax.training.plan.program import Programs, Subject
 from deqjax.training.schedules import optimiser as make_optimiser
 from deqjax.training.step import make_step, new_state
 
@@ -137,8 +137,9 @@ def measure(model: FullSize, config: Config) -> Row:
     solver = SolverOptions(config.solver, rtol=0.0, atol=0.0, max_steps=config.steps)
     options = TrainOptions(batch_size=config.batch)
     device = jax.local_devices()[0]
-    programs = Programs.of(model, options, solver, config.precision, [device])
-    task, parallel, optimiser = programs.task, programs.parallel, make_optimiser(options)
+    subject = Subject.of_config(model, options, solver, config.precision)
+    programs = Programs.of(subject, options, [device])
+    task, parallel, optimiser = subject.task, programs.parallel, make_optimiser(options)
     graph, state = new_state(task, optimiser, seed=0, parallel=parallel)
     step = parallel.compile(make_step(task, graph, optimiser, parallel=parallel), state)
     rng = np.random.default_rng(0)

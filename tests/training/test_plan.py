@@ -2,17 +2,22 @@
 
 import json
 import re
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
-from deqjax.training import OptionError, SolverOptions, TrainOptions
+from deqjax.nn import DEQ
+from deqjax.training import OptionError, SolverOptions, Task, TrainOptions
 from deqjax.training.configs import named
 from deqjax.training.plan import CHIPS, Collective, Cost, Costs, Roofline, largest, plan
-from deqjax.training.plan.__main__ import Config, main
+from deqjax.training.plan.__main__ import Config, flagged, main, task_of
 from deqjax.training.plan.cost import program_costs
 from deqjax.training.plan.hlo import Program, arrays, collectives
 from deqjax.training.plan.memory import shortage
@@ -264,7 +269,8 @@ def test_wrong_options_are_one_sentence():
     jax.devices()
     for wrong, sentence in (
         (dict(config="wt103-transformer-smal"), "did you mean 'wt103-transformer-small'"),
-        (dict(topology="v9:2x2"), "such as v5e:4x4"),
+        (dict(topology="v9:2x2"), "v9 is unknown here.*known are cpu, h100, v5e, v5p, v6e"),
+        (dict(topology="a100:8"), "a100 is unknown here"),
         (dict(topology="v5e"), "such as v5e:4x4"),
         (dict(topology="cpu:99"), "device_count=99"),
         (dict(mesh="data=3"), "is for 3 devices; there are 1"),
@@ -276,6 +282,62 @@ def test_wrong_options_are_one_sentence():
             plan(options.pop("config"), options.pop("topology"), **options)
     with pytest.raises(OptionError, match="must not be negative"):
         main(Config(forward_steps=-1))
+
+
+def numbers():
+    """What `plan_programs:numbers` would name: a task that is no language model."""
+
+    class Cell(nnx.Module):
+        def __init__(self, rngs):
+            small = nnx.initializers.normal(0.1)
+            self.linear = nnx.Linear(4, 4, kernel_init=small, rngs=rngs)
+
+        def __call__(self, z, x):
+            return jnp.tanh(self.linear(z) + x)
+
+    class Regression(Task):
+        def build(self, rngs):
+            return DEQ(Cell(rngs), solver="picard")
+
+        def batch(self, index, rows=slice(None)):
+            return np.ones((6, 4), np.float32)[rows]
+
+        def loss(self, model, carry, batch, *, step, phase, probe):
+            sol = model(batch)
+            return jnp.mean((sol.z - 0.5) ** 2), (carry, {"solve": sol.stats})
+
+    return Regression(), TrainOptions(batch_size=6, optimiser="sgd")
+
+
+def test_any_task_is_planned(capsys):
+    task, options = numbers()
+    found = plan(task, options, "cpu:1", name="numbers")
+    assert (found.parameters, found.global_batch, found.rows, found.segment) == (20, 6, 6, 1)
+    assert found.evaluation is None and found.memory.carry == 6 * 4 * 4
+    assert found.costs.outside.flops > 0 and "numbers, 0.0M parameters" in report(found, 3, 3)
+    assert json.loads(json.dumps(found.json(3, 3)))["solver"] is None
+    with pytest.raises(OptionError, match="have 6 samples and batch_size is 8"):
+        plan(task, replace(options, batch_size=8), "cpu:1")
+
+
+def test_a_task_is_named_on_the_command_line(monkeypatch):
+    sys.modules["some_tasks"] = module = types.ModuleType("some_tasks")
+    monkeypatch.setattr(module, "numbers", numbers, raising=False)
+    monkeypatch.setattr(module, "nothing", lambda: None, raising=False)
+    assert flagged(["some_tasks:numbers", "--json"]) == ["--task", "some_tasks:numbers", "--json"]
+    assert flagged(["--json"]) == ["--json"]
+    assert task_of("some_tasks:numbers")[1].batch_size == 6
+    for spec, says in (
+        ("numbers", "module:function"),
+        ("no_such_module:f", "no_such_module"),
+        ("some_tasks:letters", "some_tasks has no letters"),
+        ("some_tasks:nothing", "must return a Task"),
+    ):
+        with pytest.raises(OptionError, match=says):
+            task_of(spec)
+    with pytest.raises(OptionError, match="--chunk-size is for --config"):
+        main(Config(task="some_tasks:numbers", topology="cpu:1", chunk_size=3))
+    del sys.modules["some_tasks"]
 
 
 def test_a_compiler_that_is_missing_is_named(monkeypatch):

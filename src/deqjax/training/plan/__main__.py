@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
 import sys
 from dataclasses import dataclass, field
@@ -9,7 +11,8 @@ from typing import Literal
 
 import jax
 
-from ..options import OptionError, SolverOptions, command_line
+from ..options import OptionError, SolverOptions, TrainOptions, command_line
+from ..step import Task
 from . import largest, plan
 from ._plan import Plan, Precision
 from .report import largest_text, report
@@ -20,6 +23,9 @@ class Config:
     """Will it fit, will it scale: compile a full-size model's train step for chips that need not be
     there, and print what a chip needs for it."""
 
+    task: str | None = None
+    """a task of one's own instead, as module:function, which may come first without the flag; the
+    function returns (task, options) as fit takes them, and flags about the model have no effect"""
     config: str = "wt103-transformer-medium"
     """a name in deqjax.training.configs"""
     topology: str = "v5e:4x4"
@@ -51,6 +57,11 @@ class Config:
 
 def main(config: Config) -> None:
     def of(batch: int | None, evaluations: bool) -> Plan:
+        if config.task is not None:
+            _only_a_task(config)
+            task, options = task_of(config.task)
+            given = dict(name=config.task, precision=config.precision, evaluations=evaluations)
+            return plan(task, options, config.topology, **given)  # type: ignore[arg-type]
         return plan(
             config.config,
             config.topology,
@@ -64,13 +75,12 @@ def main(config: Config) -> None:
             evaluations=evaluations,
         )
 
-    steps = [
-        float(config.solver.max_steps if given is None else given)
-        for given in (config.forward_steps, config.adjoint_steps)
-    ]
-    if min(steps) < 0:
+    asked = config.forward_steps, config.adjoint_steps
+    if min(given or 0.0 for given in asked) < 0:
         raise OptionError("--forward-steps and --adjoint-steps must not be negative")
     found = of(config.global_batch, config.evaluations)
+    most = config.solver.max_steps if found.max_steps is None else found.max_steps
+    steps = [float(most if given is None else given) for given in asked]
     best = None
     if not config.json:
         print(report(found, *steps), flush=True)
@@ -92,8 +102,59 @@ def main(config: Config) -> None:
         print(json.dumps(data, indent=1))
 
 
+def task_of(spec: str) -> tuple[Task, TrainOptions]:
+    """What the function that `spec`, module:function, names returns.
+
+    Raises:
+        OptionError: there is none, or it returns something else.
+    """
+    module, _, name = spec.partition(":")
+    if not (module and name):
+        raise OptionError(f"a task is named as module:function, such as mine.tasks:numbers: {spec}")
+    sys.path.insert(0, "")  # as `python -m` has it
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except ImportError as wrong:
+        raise OptionError(f"{spec}: {wrong}") from None
+    except AttributeError:
+        raise OptionError(f"{spec}: {module} has no {name}") from None
+    finally:
+        sys.path.remove("")
+    found = function()
+    if not (
+        isinstance(found, tuple)
+        and len(found) == 2
+        and isinstance(found[0], Task)
+        and isinstance(found[1], TrainOptions)
+    ):
+        raise OptionError(f"{spec} must return a Task and its TrainOptions")
+    return found
+
+
+def _only_a_task(config: Config) -> None:
+    plain = Config(
+        task=config.task,
+        topology=config.topology,
+        precision=config.precision,
+        forward_steps=config.forward_steps,
+        adjoint_steps=config.adjoint_steps,
+        evaluations=config.evaluations,
+        json=config.json,
+    )
+    for name in (f.name for f in dataclasses.fields(config)):
+        if getattr(config, name) != getattr(plain, name):
+            flag = "--" + name.replace("_", "-")
+            raise OptionError(f"{flag} is for --config: a task brings its own")
+
+
+def flagged(args: list[str]) -> list[str]:
+    """The arguments, with `--task` before a task that comes first."""
+    named = args[:1] and not args[0].startswith("-")
+    return ["--task", *args] if named else args
+
+
 if __name__ == "__main__":
     # What compiles is told by name; this process itself computes nothing and wants no accelerator.
     if not jax.config.jax_platforms:  # type: ignore[attr-defined]
         jax.config.update("jax_platforms", "cpu")
-    command_line(Config, main)
+    command_line(Config, main, flagged(sys.argv[1:]))

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, overload
+
+import jax
+import numpy as np
 
 from ..configs import FullSize, named
 from ..mesh import parse_mesh
 from ..options import OptionError, SolverOptions, TrainOptions, checked
+from ..step import Task
 from .chips import Chip
 from .cost import Cost, Costs, program_costs
 from .memory import Memory, compile_for, from_compiler, from_shapes
-from .program import Programs
+from .program import Programs, Subject
 from .roofline import Roofline
 from .search import Largest, largest_batch
 from .topology import devices_of
@@ -26,9 +31,9 @@ class Plan:
     """What a train step takes of every chip. All sizes are bytes, all times seconds.
 
     Attributes:
-        config: the model's name.
+        config: the model's name, or that of the task.
         topology, chip, chips: what it is compiled for.
-        options, solver, precision: how it trains.
+        options, solver, precision: how it trains; the solver is None where the task has its own.
         mesh: sizes of the mesh's axes; {} for one chip.
         rows: samples that a chip computes at once.
         segment: positions of a sample.
@@ -41,6 +46,7 @@ class Plan:
         flops_once: of the train step, all loops once; and `xla_flops`, what `cost_analysis` says,
             which counts them so and includes elementwise arithmetic.
         compile_seconds: of the train step.
+        max_steps: of its solves, where the equation is that of a `LanguageModel`.
     """
 
     config: str
@@ -48,7 +54,7 @@ class Plan:
     chip: Chip
     chips: int
     options: TrainOptions
-    solver: SolverOptions
+    solver: SolverOptions | None
     precision: Precision
     mesh: dict[str, int]
     rows: int
@@ -62,6 +68,7 @@ class Plan:
     flops_once: float | None
     xla_flops: float | None
     compile_seconds: float
+    max_steps: int | None = None
 
     @property
     def global_batch(self) -> int:
@@ -108,7 +115,7 @@ class Plan:
             parallel=options.parallel,
             accumulate=options.accumulate,
             optimiser=options.optimiser,
-            solver=asdict(self.solver),
+            solver=plain(self.solver),
             costs=plain(self.costs),
             steps=dict(forward=forward, adjoint=adjoint),
             train_step=plain(step),
@@ -118,7 +125,47 @@ class Plan:
         )
 
 
+@overload
 def plan(
+    subject: Task,
+    options: TrainOptions,
+    topology: str,
+    *,
+    name: str | None = None,
+    precision: Precision = "float32",
+    evaluations: bool = True,
+) -> Plan: ...
+
+
+@overload
+def plan(
+    subject: str | FullSize,
+    topology: str,
+    *,
+    global_batch: int | None = None,
+    parallel: Literal["shard_map", "jit", "pmap"] = "shard_map",
+    mesh: str | None = None,
+    accumulate: int = 1,
+    solver: SolverOptions | None = None,
+    precision: Precision = "float32",
+    options: TrainOptions | None = None,
+    chunk_size: int | None = None,
+    evaluations: bool = True,
+) -> Plan: ...
+
+
+def plan(subject: Any, *given: Any, **keywords: Any) -> Plan:
+    """Compile a train step for `topology` and read off what it takes. Nothing is run, and no array
+    of the model is made.
+
+    `plan(task, options, topology)` is for any task, as `plan_task` says; `plan(config, topology)`
+    for a full-size model of the paper, as `plan_config` does.
+    """
+    kind: Any = plan_task if isinstance(subject, Task) else plan_config
+    return kind(subject, *given, **keywords)
+
+
+def plan_config(
     config: str | FullSize,
     topology: str,
     *,
@@ -132,8 +179,7 @@ def plan(
     chunk_size: int | None = None,
     evaluations: bool = True,
 ) -> Plan:
-    """Compile a model's train step for `topology` and read off what it takes. Nothing is run, and
-    no array of the model is made.
+    """Compile a full-size model's train step for `topology`.
 
     Args:
         config: a name in `deqjax.training.configs.CONFIGS`, or such a configuration.
@@ -176,7 +222,60 @@ def plan(
     )
     options = replace(options, batch_size=_batch(model, options, devices, global_batch))
     checked(solver, options)
-    programs = Programs.of(model, options, solver, precision, devices)
+    subject = Subject.of_config(model, options, solver, precision)
+    return _compiled(subject, options, topology, chip, devices, solver, precision, evaluations)
+
+
+def plan_task(
+    task: Task,
+    options: TrainOptions,
+    topology: str,
+    *,
+    name: str | None = None,
+    precision: Precision = "float32",
+    evaluations: bool = True,
+) -> Plan:
+    """Compile the train step of any task for `topology`, as `fit(task, options, ...)` runs it.
+
+    Only the shapes of the first batch are looked at. Where the equation is not that of a
+    `LanguageModel`, what the solver keeps is not told apart from activations, and f is not compiled
+    alone.
+
+    Args:
+        task: as `fit` takes it.
+        options: as `fit` takes them; `batch_size` is that of the task's batches.
+        topology: as `plan` takes it.
+        name: of the report; the task's kind if not given.
+        precision: of f, for the roofline: the task has its own.
+        evaluations: compile f and its pull-back alone as well.
+
+    Raises:
+        OptionError: the topology, mesh or batch size cannot be; a compiler is not installed.
+    """
+    checked(options)
+    chip, devices = devices_of(topology)
+    batch = task.batch(0)
+    rows = next(len(x) for x in jax.tree.leaves(batch) if np.ndim(x))
+    if rows != options.batch_size:
+        raise OptionError(
+            f"the task's batches have {rows} samples and batch_size is {options.batch_size}: give "
+            "both the same"
+        )
+    subject = Subject.of_task(task, type(task).__name__ if name is None else name)
+    return _compiled(subject, options, topology, chip, devices, None, precision, evaluations)
+
+
+def _compiled(
+    subject: Subject,
+    options: TrainOptions,
+    topology: str,
+    chip: Chip,
+    devices: list[Any],
+    solver: SolverOptions | None,
+    precision: Precision,
+    evaluations: bool,
+) -> Plan:
+    programs = Programs.of(subject, options, devices)
     fields = from_shapes(programs, chip.memory)
     lowered = programs.train_step()
     start = time.perf_counter()
@@ -190,14 +289,14 @@ def plan(
         text = compiled.as_text() or ""
         costs, once = program_costs(text), program_costs(text, once=True).outside.flops
         xla_flops = (compiled.cost_analysis() or {}).get("flops")
-        if evaluations and model.solves:
+        if evaluations and subject.known:
             alone = [compile_for(programs.evaluation(adjoint=a), chip)[0] for a in (False, True)]
             evaluation, pull_back = (
                 None if c is None else program_costs(c.as_text() or "").forward for c in alone
             )
     found = programs.parallel.mesh
     return Plan(
-        config=model.name,
+        config=subject.name,
         topology=topology,
         chip=chip,
         chips=1 if found is None else found.size,
@@ -206,9 +305,9 @@ def plan(
         precision=precision,
         mesh={} if found is None else {k: int(v) for k, v in found.shape.items()},
         rows=programs.rows,
-        segment=model.segment,
-        solves=model.solves,
-        parameters=model.count()[0],
+        segment=subject.segment,
+        solves=subject.solves,
+        parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(programs.state.params)),
         memory=Memory(**fields),
         costs=costs,
         evaluation=evaluation,
@@ -216,6 +315,7 @@ def plan(
         flops_once=once,
         xla_flops=xla_flops,
         compile_seconds=seconds,
+        max_steps=programs.max_steps,
     )
 
 

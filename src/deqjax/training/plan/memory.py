@@ -74,7 +74,7 @@ def from_shapes(programs: Programs, capacity: float) -> dict[str, Any]:
     return dict(
         parameters=_stored(state.params),
         optimiser=_stored(state.opt_state),
-        carry=_stored(state.carry) + 3 * 4 * programs.options.accumulate * _tokens(programs),
+        carry=_stored(state.carry) + _stored(programs.batch()),
         gradients=_stored(state.params, gathered=True),
         history=_history(programs),
         capacity=capacity,
@@ -126,10 +126,6 @@ def shortage(wrong: Exception) -> dict[str, float] | None:
     return {} if "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower() else None
 
 
-def _tokens(programs: Programs) -> int:
-    return programs.rows * programs.config.segment
-
-
 def _stored(tree: PyTree, *, gathered: bool = False) -> int:
     """Bytes of the shards that one chip has; `gathered`, with those of the `fsdp` axis put
     together."""
@@ -147,11 +143,11 @@ def _stored(tree: PyTree, *, gathered: bool = False) -> int:
 
 def _history(programs: Programs) -> int:
     """Of the forward solver's state, for the samples that a chip solves for at once."""
-    if not programs.config.solves:
+    if not programs.subject.known:
         return 0
     model = programs.model_of(programs.state)
     solver = model.deq.solver
-    shape = (programs.rows, programs.config.segment, model.cell.d)
+    shape = (programs.rows, programs.subject.segment, model.cell.d)
 
     def init():
         z = jnp.zeros(shape)

@@ -15,59 +15,91 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from ...data import Stream
 from ...nn import TransformerInput
+from ...solvers.base import DEFAULT_MAX_STEPS
 from ..configs import FullSize
 from ..language_modelling import LanguageModelling
 from ..mesh import ROWS, parameter_specs, row_specs, shardings, without
 from ..options import SolverOptions, TrainOptions
 from ..parallel import Parallel
+from ..schedules import Plateau
 from ..schedules import optimiser as make_optimiser
-from ..step import TrainState, abstract_state, make_step
+from ..step import Task, TrainState, abstract_state, make_step
 
 PyTree = Any
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What is planned for.
+
+    Attributes:
+        name: of it.
+        task: its model, its data's shapes and its loss.
+        solves: whether the model solves an equilibrium.
+        segment: positions of a sample; 1 where the task does not say.
+        known: whether the equation is one of a `LanguageModel`, so that f can be looked at alone.
+    """
+
+    name: str
+    task: Task
+    solves: bool
+    segment: int
+    known: bool
+
+    @classmethod
+    def of_config(
+        cls, config: FullSize, options: TrainOptions, solver: SolverOptions, precision: str
+    ) -> Subject:
+        task = _task(config, options, solver, precision)
+        return cls(config.name, task, config.solves, config.segment, config.solves)
+
+    @classmethod
+    def of_task(cls, task: Task, name: str) -> Subject:
+        solves = bool(getattr(task, "solves", False))
+        language = isinstance(task, LanguageModelling)
+        segment = task.train.segment if language else 1
+        return cls(name, task, solves, segment, known=language and solves)
+
+
+@dataclass(frozen=True)
 class Programs:
-    """What is compiled for a configuration. Nothing of it is ever allocated.
+    """What is compiled for a subject. Nothing of it is ever allocated.
 
     Attributes:
         state: shapes of the `TrainState`, each with its place.
     """
 
-    config: FullSize
+    subject: Subject
     options: TrainOptions
-    solver: SolverOptions
-    precision: str
     parallel: Parallel
     device: Any
-    task: LanguageModelling
     graph: nnx.GraphDef
     state: TrainState
 
     @classmethod
-    def of(
-        cls,
-        config: FullSize,
-        options: TrainOptions,
-        solver: SolverOptions,
-        precision: str,
-        devices: list[Any],
-    ) -> Programs:
+    def of(cls, subject: Subject, options: TrainOptions, devices: list[Any]) -> Programs:
         parallel = Parallel.of(options, devices)
-        task = _task(config, options, solver, precision)
-        graph, state = abstract_state(task, make_optimiser(options))
+        plateau = Plateau(options).init()
+        graph, state = abstract_state(subject.task, make_optimiser(options), plateau)
         where = parallel.state_shardings(state)
         if where is None:
             where = jax.tree.map(lambda _: SingleDeviceSharding(devices[0]), state)
         state = _placed(state, where)
-        given = (config, options, solver, precision, parallel)
-        return cls(*given, devices[0], task, graph, state)
+        return cls(subject, options, parallel, devices[0], graph, state)
 
     @property
     def shards(self) -> int:
         """Parts that a batch is cut into."""
         shape = {} if self.parallel.mesh is None else self.parallel.mesh.shape
         return int(np.prod([shape[a] for a in ROWS if a in shape], dtype=int))
+
+    @property
+    def max_steps(self) -> int | None:
+        """Steps after which a solve stops, where that is known."""
+        if not self.subject.known:
+            return None
+        most = self.model_of(self.state).deq.solver.max_steps
+        return DEFAULT_MAX_STEPS if most is None else most
 
     @property
     def rows(self) -> int:
@@ -78,18 +110,22 @@ class Programs:
         """`make_step`, as a run compiles it; the state is donated."""
         parallel, options = self.parallel, self.options
         step = make_step(
-            self.task,
+            self.subject.task,
             self.graph,
             make_optimiser(options),
             parallel=parallel,
             accumulate=options.accumulate,
         )
-        batch = jax.tree.map(np.asarray, self.task.batch(0))
-        if parallel.mesh is None:
+        return parallel.compile(step, self.state).lower(self.state, self.batch())
+
+    def batch(self) -> PyTree:
+        """Shapes of the first batch, each with its place."""
+        batch = jax.tree.map(np.asarray, self.subject.task.batch(0))
+        if self.parallel.mesh is None:
             where = jax.tree.map(lambda _: SingleDeviceSharding(self.device), batch)
         else:
-            where = shardings(row_specs(batch), parallel.mesh)
-        return parallel.compile(step, self.state).lower(self.state, _placed(batch, where))
+            where = shardings(row_specs(batch), self.parallel.mesh)
+        return _placed(batch, where)
 
     def evaluation(self, *, adjoint: bool) -> jax.stages.Lowered:
         """A loop, of a length that is not known, of f alone, or of u -> Jᵀu.
@@ -100,7 +136,8 @@ class Programs:
         whole = self.parallel.mesh if self.parallel.way == "jit" else None
         rows = self.rows * (1 if whole is None else self.shards)
         memory = jax.eval_shape(lambda: self.model_of(self.state).empty_memory(rows))
-        x = jax.ShapeDtypeStruct((rows, self.config.segment, self.config.n_in), jnp.float32)
+        width = self.model_of(self.state).cell.n_in
+        x = jax.ShapeDtypeStruct((rows, self.subject.segment, width), jnp.float32)
         n = jax.ShapeDtypeStruct((), jnp.int32)
         given = (self.state.params, self.state.rest, x, memory, n)
         if whole is None:

@@ -43,9 +43,9 @@ def size(count: float | None) -> str:
 
 def _head(plan: Plan) -> str:
     mesh = ",".join(f"{a}={n}" for a, n in plan.mesh.items() if n > 1) or "one chip"
-    options, solver = plan.options, plan.solver
-    solved = f"{solver.solver}, {solver.adjoint} gradient, at most {solver.max_steps} steps; "
-    solved = solved if plan.solves else ""
+    options, solver, solved = plan.options, plan.solver, ""
+    if solver is not None and plan.solves:
+        solved = f"{solver.solver}, {solver.adjoint} gradient, at most {solver.max_steps} steps; "
     lines = [
         f"{plan.config}, {plan.parameters / 1e6:.1f}M parameters, on {plan.topology} "
         f"({plan.chips} of its chips; {plan.chip.source})",
