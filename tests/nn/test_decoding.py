@@ -11,6 +11,7 @@ from deqjax.nn import (
     KeyMemory,
     LanguageModel,
     LSTMLanguageModel,
+    NarrowScannedStack,
     Prelude,
     Sampling,
     TransformerCell,
@@ -46,6 +47,12 @@ def models(memory=MEMORY):
         "prelude": lambda: LanguageModel(SIZE, prelude(rngs, memory), **solve),
         "stack": lambda: LanguageModel(SIZE, cell(rngs, memory), depth=3, rngs=rngs),
         "layers": lambda: LanguageModel(SIZE, layers(), depth=1, rngs=rngs),
+        "scanned": lambda: LanguageModel(
+            SIZE,
+            NarrowScannedStack(layers().cells, n_in=12, rngs=rngs),
+            depth=1,
+            rngs=rngs,
+        ),
         "trellis": lambda: LanguageModel(
             SIZE, TrellisCell(8, hidden=8, memory_length=1, rngs=rngs), **solve
         ),
@@ -61,7 +68,9 @@ def text(n, seed=0):
     return np.random.default_rng(seed).integers(0, SIZE, n).astype(np.int32)
 
 
-SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("prelude", "trellis", "lstm")]
+SLOW = [
+    pytest.param(kind, marks=pytest.mark.slow) for kind in ("prelude", "scanned", "trellis", "lstm")
+]
 
 
 @pytest.mark.parametrize("kind", ["post", "stack", "layers", *SLOW])

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .memory import Memory
+from .memory import KeyMemory, Memory
 from .stack import Narrow
 from .transformer import TransformerCell, TransformerInput, layer_norm
 
@@ -98,7 +98,9 @@ class ScannedStack(nnx.Module):
     def inject(self, given: TransformerInput) -> Any:
         """What each layer needs besides z, layers first."""
         graph, state = nnx.split(self.layers)
-        memory = given.memory and jax.tree.map(lambda *m: jnp.stack(m), *given.memory)
+        memory = given.memory
+        if memory and not isinstance(memory, KeyMemory):
+            memory = jax.tree.map(lambda *m: jnp.stack(m), *memory)
 
         def one(state, memory):
             layer = nnx.merge(graph, state)
@@ -122,10 +124,16 @@ class ScannedStack(nnx.Module):
         last = layer_norm(last) if self.final_norm else last
         return Layers(last, None if entered is None else jnp.moveaxis(entered, 0, 1))
 
-    def remember(self, given: TransformerInput, z: Layers, contexts: Any) -> tuple[Memory, ...]:
+    def remember(self, given: TransformerInput, z: Layers, contexts: Any) -> Any:
         """The memory for the next segment: of the states that entered the layers."""
-        memories = given.memory or (None,) * self.count
         assert z.entered is not None  # there is a memory to remember for
+        if isinstance(given.memory, KeyMemory):
+            graph, state = nnx.split(self.layers)
+            one = lambda state, memory, entered: nnx.merge(graph, state).remember(
+                TransformerInput(given.x, memory), entered
+            )
+            return jax.vmap(one, in_axes=(0, 0, 1))(state, given.memory, z.entered)
+        memories = given.memory or (None,) * self.count
         return tuple(
             self.layers.remember(TransformerInput(given.x, memory), z.entered[:, i])
             for i, memory in enumerate(memories)
@@ -134,6 +142,12 @@ class ScannedStack(nnx.Module):
     def empty_memory(self, batch: int, dtype: Any = jnp.float32) -> tuple[Memory, ...]:
         """The memory before the first segment."""
         return tuple(self.layers.empty_memory(batch, dtype) for _ in range(self.count))
+
+    def cache(self, memories: tuple[Memory, ...]) -> KeyMemory:
+        """The same memory as decoding carries it: one, all arrays of which have layers first."""
+        graph, state = nnx.split(self.layers)
+        stacked = jax.tree.map(lambda *m: jnp.stack(m), *memories)
+        return jax.vmap(lambda s, m: nnx.merge(graph, s).cache(m))(state, stacked)
 
 
 class NarrowScannedStack(Narrow, ScannedStack):
