@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from deqjax.data import Vocabulary
 from deqjax.nn import Decoder, Drawn
-from deqjax.training import OptionError, load
+from deqjax.training import OptionError, load, read_config
+from deqjax.training.architectures import FILE
+from experiments import language_model
+from experiments.language_model.models import build
+from experiments.language_model.task import VOCABULARY
 
 from .config import Config
 
@@ -20,7 +27,7 @@ PIECE = 16  # tokens between two looks at what was drawn, where nobody watches
 def main(config: Config) -> list[str]:
     """The continuations, those of the first prompt first."""
     assert config.run is not None
-    loaded = load(config.run, config.which)
+    loaded = load(config.run, config.which, build=earlier(config.run))
     vocabulary = loaded.vocabulary
     if vocabulary is None:
         raise OptionError(f"{config.run} kept no vocabulary, so its tokens have no text")
@@ -66,6 +73,20 @@ def main(config: Config) -> list[str]:
     print(f"\n{config.run}, step {loaded.step}: {spent(pieces, read, seconds)}")
     print(solves(decoder, pieces))
     return texts
+
+
+def earlier(run: Path) -> Callable[[nnx.Rngs], Any] | None:
+    """Makes the model of a run of experiments.language_model from before runs kept `model.json`;
+    None for any other."""
+    vocabulary, options = run / VOCABULARY, run / "config.json"
+    if (run / FILE).exists() or not (vocabulary.exists() and options.exists()):
+        return None
+    try:
+        size = len(Vocabulary.load(vocabulary))
+        trained = read_config(language_model.Config, run)
+    except (ValueError, TypeError):  # `load` says what is wrong
+        return None
+    return lambda rngs: build(trained, size, rngs)
 
 
 def encoded(vocabulary: Vocabulary, text: str) -> np.ndarray:

@@ -241,6 +241,9 @@ def sample(
 ) -> np.ndarray:
     """Continue `prompt`, int (n,), by `length` tokens drawn one at a time.
 
+    The memory is projected anew for every token: `deqjax.nn.generate` keeps what it was projected
+    to, takes several prompts, and says how the solves ended.
+
     The prompt's last token is the first input of the loop; what stands before it, and every token
     drawn, lives on in the memory. Text further back than the memory is forgotten.
 
