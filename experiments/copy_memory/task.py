@@ -17,7 +17,15 @@ from deqjax.adjoints import as_adjoint
 from deqjax.data import copy_memory
 from deqjax.nn import cross_entropy
 from deqjax.regularization import jacobian_penalty
-from deqjax.training import OptionError, SolverOptions, Task, TrainOptions, checked, draw_rows
+from deqjax.training import (
+    OptionError,
+    SolverOptions,
+    Task,
+    TrainOptions,
+    checked,
+    draw_rows,
+    fingerprint,
+)
 
 from . import models
 
@@ -104,6 +112,9 @@ class CopyMemory(Task):
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         return models.build(self.config, rngs)
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.train, self.test)
 
     def batch(self, index: int, rows: slice = slice(None)) -> Pair:
         size = self.config.train.batch_size

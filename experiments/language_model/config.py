@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from deqjax._errors import check_integer
-from deqjax.training import OptionError, PenaltyOptions, SolverOptions, TrainOptions
+from deqjax.training import PLACE_OF_DATA, OptionError, PenaltyOptions, SolverOptions, TrainOptions
 
 Model = Literal[
     "deq-transformer",
@@ -42,7 +42,7 @@ class Config:
     called paper have the paper's size, 24M parameters, and name their model: they are for a GPU"""
     dataset: str = "python-docs"
     """python-docs, ptb, wikitext-2, wikitext-103 or text"""
-    data_dir: Path | None = None
+    data_dir: Path | None = field(default=None, metadata=PLACE_OF_DATA)
     """folder with the data set's files; not for python-docs"""
     level: str | None = None
     """char or word; the data set's own if not given"""

@@ -32,8 +32,9 @@ def load(run: Path, data_dir: Path | None, which: Literal["latest", "best"] = "l
     config = read_config(Config, run)
     if data_dir is not None:
         config = dataclasses.replace(config, data_dir=data_dir)
-    corpus, task = prepare(config)
     saved = run / VOCABULARY
+    tuned = config.train.init_from is not None and saved.exists()
+    corpus, task = prepare(config, Vocabulary.load(saved) if tuned else None)
     if saved.exists() and Vocabulary.load(saved).fingerprint != corpus.vocabulary.fingerprint:
         raise OptionError(
             f"the text in {config.data_dir} gives another vocabulary than the one that {run} was "

@@ -10,7 +10,7 @@ from deqjax.training import Run, connect, fit, sample, save_architecture
 from deqjax.training.architectures import FILE as MODEL
 
 from .config import Config
-from .task import VOCABULARY, prepare
+from .task import VOCABULARY, prepare, run_name
 
 
 def main(config: Config) -> Run:
@@ -26,9 +26,7 @@ def main(config: Config) -> Run:
         f"{config.dataset}: {len(corpus.train):,} training and {len(corpus.valid):,} held-out "
         f"tokens ({corpus.level}), vocabulary {size:,}"
     )
-    name = config.dataset
-    if config.model != "deq-transformer":
-        name += f"-{config.model}"
+    name = run_name(config)
     shape = nnx.eval_shape(lambda: task.build(nnx.Rngs(0)))
     files = {
         VOCABULARY: corpus.vocabulary.save,

@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 
 from deqjax.training import OptionError, load_weights, read_config, save_weights
-from deqjax.training.folder import describe, write_json
+from deqjax.training.folder import write_json
+from deqjax.training.identity import describe
 
 from .score import Score
 from .task import Config, Sudoku, build

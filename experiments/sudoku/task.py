@@ -15,7 +15,15 @@ from flax import nnx
 from deqjax import adjoint_probe
 from deqjax._errors import check_integer
 from deqjax.data import Boards, Split, load_sudoku, split_boards, split_by_solution
-from deqjax.training import OptionError, Task, TrainOptions, checked
+from deqjax.training import (
+    FREE,
+    PLACE_OF_DATA,
+    OptionError,
+    Task,
+    TrainOptions,
+    checked,
+    fingerprint,
+)
 
 from .answer import digits_one_hot, filled
 from .optnet import OptNetOptions, OptNetSudoku
@@ -33,7 +41,7 @@ class Config:
     """a quadratic program with learned equalities, or a MAXSAT relaxation with learned clauses"""
     size: Literal[4, 9] = 4
     """rows of a board"""
-    data_dir: Path | None = None
+    data_dir: Path | None = field(default=None, metadata=PLACE_OF_DATA)
     """folder with the boards' CSV file, or that file"""
     split: Literal["puzzles", "solutions"] = "puzzles"
     """what is held out: the last distinct puzzles, or a fifth of the solutions with all puzzles"""
@@ -44,7 +52,7 @@ class Config:
     start: Literal["random", "spectral"] = "random"
     """of optnet: learn A from a random one, or compute it from the affine hull of the training
     solutions and train nothing"""
-    epochs: int | None = None
+    epochs: int | None = field(default=None, metadata=FREE)
     """passes over the training boards, with an evaluation after each; if None, --steps and
     --eval-every say it"""
     optnet: OptNetOptions = field(default_factory=OptNetOptions)
@@ -89,6 +97,9 @@ class Sudoku(Task):
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         return build(self.config, rngs)
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.boards)
 
     def batch(self, index: int, rows: slice = slice(None)) -> Boards:
         size, train = self.config.train.batch_size, self.boards.train

@@ -76,6 +76,31 @@ def test_text_by_character_and_by_word(tmp_path, cache):
     assert len(parent.vocabulary) == 5
 
 
+@pytest.mark.parametrize("level", ["word", "char"])
+def test_a_byte_order_mark_is_no_letter(tmp_path, cache, level):
+    pytest.importorskip("datasets")
+    plain = write(tmp_path / "plain", "{}.txt")
+    marked = tmp_path / "marked"
+    write(marked, "{}.txt", {split: "\ufeff" + text for split, text in WORDS.items()})
+    one, other = (load_corpus("text", x, level=level, cache_dir=cache) for x in (plain, marked))
+    assert one.vocabulary == other.vocabulary
+    for split in WORDS:
+        np.testing.assert_array_equal(getattr(one, split), getattr(other, split))
+
+
+def test_another_text_in_the_vocabulary_of_the_first(tmp_path, cache):
+    pytest.importorskip("datasets")
+    one = load_corpus("text", write(tmp_path / "one", "{}.txt"), level="word", cache_dir=cache)
+    texts = dict.fromkeys(WORDS, "the bird saw the bird\n")
+    folder = write(tmp_path / "other", "{}.txt", texts)
+    other = load_corpus("text", folder, cache_dir=cache, vocabulary=one.vocabulary)
+    assert other.vocabulary == one.vocabulary and other.level == "word"
+    assert one.vocabulary.decode(other.train) == "the <unk> saw the <unk>\n"
+    assert len(load_corpus("text", folder, level="word", cache_dir=cache).vocabulary) == 5
+    with pytest.raises(ValueError, match="of level 'word': leave max_vocabulary and level alone"):
+        load_corpus("text", folder, level="char", cache_dir=cache, vocabulary=one.vocabulary)
+
+
 def test_a_folder_named_as_the_corpus_is_found(tmp_path, cache):
     pytest.importorskip("datasets")
     write(tmp_path / "data" / "ptb", "ptb.{}.txt")
@@ -261,6 +286,8 @@ def test_files_are_named_in_errors(tmp_path, cache, no_datasets):
     (tmp_path / "penn.txt").touch()
     refuses(FileNotFoundError, r"ptb\.train\.txt is missing: .*; the folder has penn\.txt")
     refuses(ValueError, r"penn\.txt is empty: it should hold UTF-8 text", name="text")
+    (tmp_path / "penn.txt").write_text("\ufeff\n")
+    refuses(ValueError, r"penn\.txt is empty", name="text")
     write(tmp_path, "ptb.{}.txt", {"train": "a\n", "test": "a\n"})
     refuses(FileNotFoundError, r"ptb\.valid\.txt is missing: .* ptb\.valid\.txt, ptb\.test\.txt")
     (tmp_path / "ptb.valid.txt").write_text(" \n\n")

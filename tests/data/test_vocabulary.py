@@ -1,4 +1,6 @@
 import json
+import os
+import stat
 
 import numpy as np
 import pytest
@@ -114,3 +116,14 @@ def test_errors_are_sentences():
     for outside in (-1, 2):
         with pytest.raises(ValueError, match=f"id {outside} is outside"):
             Vocabulary(("a", "b"), "char").decode([outside])
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_a_saved_vocabulary_is_for_whom_the_umask_says(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        Vocabulary.build(TEXT, "word").save(tmp_path / "v.json")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "v.json").stat().st_mode) == mode
+    assert [path.name for path in tmp_path.iterdir()] == ["v.json"]

@@ -178,6 +178,21 @@ def test_a_weak_type_survives_because_it_decides_promotions(tmp_path):
     assert_same(restored, tree)
 
 
+def test_a_part_of_a_tree_is_read_by_its_paths(tmp_path):
+    whole = {"model": state(3), "optimiser": (np.ones(7), jax.random.key(1))}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, whole)
+        part = {"model": state(0), "optimiser": ()}
+        found = checkpoints.restore(part, part=True)
+        assert found is not None
+        assert_same(found.tree, {"model": state(3), "optimiser": ()})
+        with pytest.raises(CheckpointMismatch, match="is in the checkpoint and not in the templ"):
+            checkpoints.restore(part)
+        for other in ({"model": {"v": np.ones(2)}}, {"model": {"w": jnp.zeros((4, 2))}}):
+            with pytest.raises(CheckpointMismatch):
+                checkpoints.restore(other, part=True)
+
+
 def test_no_file_is_a_pickle(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         save(checkpoints, 1)

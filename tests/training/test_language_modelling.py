@@ -11,7 +11,14 @@ import pytest
 from flax import nnx
 
 from deqjax.data import Stream
-from deqjax.training import LanguageModelling, PenaltyOptions, Phase, perplexity, sample
+from deqjax.training import (
+    LanguageCell,
+    LanguageModelling,
+    PenaltyOptions,
+    Phase,
+    perplexity,
+    sample,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny_run
@@ -233,3 +240,22 @@ def test_the_score_depends_neither_on_segments_nor_on_other_rows(kind):
     halves = (Stream(ids[:15], 1, 5, 0), Stream(ids[15:], 1, 5, int(ids[14])))
     apart = sum(perplexity(model, half).nats for half in halves)
     assert perplexity(model, Stream(ids, 2, 5, 0)).nats == pytest.approx(apart, abs=3e-4)
+
+
+@pytest.mark.parametrize("kind", ["deq-transformer", "deq-trellisnet", "transformer-xl"])
+def test_the_cells_of_this_library_follow_the_protocol(kind):
+    assert isinstance(readers()[kind].cell, LanguageCell)
+
+
+def test_a_cell_that_lacks_something_is_told_what():
+    class Half(nnx.Module):
+        n_in = d = 4
+        memory_length = 0
+
+        def inject(self, given):
+            return given.x
+
+    base = tiny_run.task()
+    new_model = lambda rngs: tiny_run.LanguageModel(11, Half(), rngs=rngs)
+    with pytest.raises(TypeError, match=r"Half is no cell .* lacks empty_memory, initial_state"):
+        LanguageModelling(new_model, base.train, base.valid).carry()

@@ -34,6 +34,7 @@ HUB: dict[str, dict[str, Any]] = {
     "wikitext-103": {"path": "Salesforce/wikitext", "name": "wikitext-103-v1"},
 }
 _ROWS = 10_000
+_BYTE_ORDER_MARK = "\ufeff"  # with which some editors begin a file; it is no letter of the text
 
 Texts = Mapping[
     str, Callable[[], Iterator[str]]
@@ -176,7 +177,7 @@ def _check_text(path: Path) -> dict[str, str | int]:
                 break
             digest.update(block)
             size += len(block)
-            blank = blank and not text.strip()
+            blank = blank and not text.removeprefix(_BYTE_ORDER_MARK).strip()
     if blank:
         raise ValueError(f"{path} is empty: it should hold UTF-8 text")
     return {"bytes": size, "sha256": digest.hexdigest()}
@@ -184,10 +185,13 @@ def _check_text(path: Path) -> dict[str, str | int]:
 
 def _lines(table: Any) -> Iterator[str]:
     """A table's rows as text, many lines a piece. A row is a line, an empty one included, and a
-    row without its line end (the hub's, or a file's last) gets one."""
-    column = table.column_names[0]
+    row without its line end (the hub's, or a file's last) gets one. A byte order mark before the
+    first is dropped."""
+    column, mark = table.column_names[0], _BYTE_ORDER_MARK
     for rows in table.iter(batch_size=_ROWS):
-        yield "".join(row if row.endswith("\n") else row + "\n" for row in rows[column])
+        text = "".join(row if row.endswith("\n") else row + "\n" for row in rows[column])
+        yield text.removeprefix(mark)
+        mark = ""
 
 
 def _cut(text: str, path: Path) -> Texts:

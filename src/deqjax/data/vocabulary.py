@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -162,13 +162,14 @@ class Vocabulary:
         path = Path(path)
         content = {"format": _FORMAT, "level": self.level, "unk": self.unk, "eos": self.eos}
         content |= {"tokens": self.tokens, "fingerprint": self.fingerprint}
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        # Opened like any file, and not by `tempfile`: colleagues read what the umask lets them.
+        temporary = path.with_name(f"{path.name}-{uuid.uuid4().hex[:8]}.tmp")
         try:
-            with os.fdopen(handle, "w", encoding="ascii") as file:
+            with open(temporary, "x", encoding="ascii") as file:
                 json.dump(content, file)
             os.replace(temporary, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
     @classmethod

@@ -6,63 +6,113 @@ import dataclasses
 import json
 import os
 import shutil
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .checkpoints.errors import reason
+from .identity import DATA, difference
+from .identity import describe as describe
+from .lock import LOCK
 from .options import OptionError
 
 Config = TypeVar("Config")
+Files = Mapping[str, Callable[[Path], object]]
+CONFIG = "config.json"
 
-# Where and on what a run computes is not part of what it is.
-_NOT_RECORDED = ("runs", "name", "restart", "parallel", "mesh", "launch")
 
-
-def claim(directory: Path, described: list[dict[str, Any]], restart: bool) -> None:
-    """Make the folder the run of this config, or find that it already is.
-
-    Args:
-        described: `describe` of the config of every process, all of which must agree.
+def agreed(described: list[dict[str, Any]]) -> dict[str, Any]:
+    """What all processes of a job say of their run.
 
     Raises:
-        OptionError: they do not, or the folder holds another run.
+        OptionError: they do not say the same.
     """
     wanted = described[0]
     for k, other in enumerate(described):
-        if key := _first_difference(wanted, other):
+        for key in sorted(wanted | other):
+            if wanted.get(key) != other.get(key):
+                raise OptionError(
+                    f"process {k} was started with other options than process 0 ({key} is "
+                    f"{other.get(key)!r} there and {wanted.get(key)!r} here): give all the same"
+                )
+    return wanted
+
+
+def recorded(directory: Path) -> dict[str, Any] | None:
+    """What the folder says of its run; None if there is none.
+
+    Raises:
+        OptionError: the file that says it is damaged.
+    """
+    path = directory / CONFIG
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as wrong:
+        raise OptionError(
+            f"{path} cannot be read ({reason(wrong)}): choose another --name"
+        ) from None
+    return found
+
+
+def check_same(directory: Path, config: Any, described: dict[str, Any], files: Files) -> None:
+    """Whether the folder is free or holds the run of this config. Nothing is written.
+
+    Args:
+        described: the config, and the fingerprint of the data where there is one.
+        files: what else the folder has held from the beginning.
+
+    Raises:
+        OptionError: it holds another run.
+    """
+    if (found := recorded(directory)) is None:
+        return
+    otherwise = "choose another --name, or --restart to delete that run"
+    if said := difference(config, found):
+        raise OptionError(f"{directory} holds a run with other options ({said}): {otherwise}")
+    was, now = found.get(DATA), described.get(DATA)
+    if was is not None and was != now:
+        raise OptionError(
+            f"{directory} holds a run on other data (their fingerprint was {was[:12]}, now "
+            f"{str(now)[:12]}): bring the same data, or {otherwise}"
+        )
+    if was is not None:
+        return
+    # Nobody wrote down what its data were; these files say something of them.
+    for name, write in files.items():
+        if (directory / name).exists() and not _writes(write, directory / name):
             raise OptionError(
-                f"process {k} was started with other options than process 0 ({key} is "
-                f"{other.get(key)!r} there and {wanted.get(key)!r} here): give all the same"
+                f"{directory} holds a run with another {name} than these data give: bring the same "
+                f"data, or {otherwise}"
             )
-    if restart and directory.exists():
-        shutil.rmtree(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "config.json"
-    if path.exists():
-        try:
-            found = json.loads(path.read_text())
-        except json.JSONDecodeError:
-            found = {}
-        if key := _first_difference(wanted, found):
-            raise OptionError(
-                f"{directory} holds a run with other options ({key} was {found.get(key)!r}, now "
-                f"{wanted.get(key)!r}): choose another --name, or --restart to delete that run"
-            )
-    write_json(path, wanted)
 
 
-def describe(config: Any) -> dict[str, Any]:
-    """Field names and values of nested dataclasses, as JSON has them."""
+def claim(directory: Path, described: dict[str, Any], files: Files) -> None:
+    """Record what the run is, in a folder that is locked and free or its own."""
+    for name, write in files.items():
+        if not (directory / name).exists():
+            write(directory / name)
+    write_json(directory / CONFIG, described)
 
-    def flat(config: Any) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for field in dataclasses.fields(config):
-            value = getattr(config, field.name)
-            if field.name in _NOT_RECORDED:
-                continue
-            found |= flat(value) if dataclasses.is_dataclass(value) else {field.name: value}
-        return found
 
-    return json.loads(json.dumps(flat(config), default=str))
+def clear(directory: Path) -> None:
+    """Delete a run, but not the lock on its folder.
+
+    Raises:
+        OptionError: what is in the folder is no run.
+    """
+    if not (directory / CONFIG).exists() and {p.name for p in directory.iterdir()} - {LOCK}:
+        raise OptionError(
+            f"{directory} is not the folder of a run (it has no {CONFIG}), and --restart would "
+            "delete what is in it: choose another --name"
+        )
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def read_config(kind: type[Config], directory: Path) -> Config:
@@ -94,5 +144,9 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(partial, path)
 
 
-def _first_difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    return next((k for k in sorted(one | other) if one.get(k) != other.get(k)), None)
+def _writes(write: Callable[[Path], object], path: Path) -> bool:
+    """Whether that is what stands in the file."""
+    with tempfile.TemporaryDirectory() as scratch:
+        again = Path(scratch) / path.name
+        write(again)
+        return again.read_bytes() == path.read_bytes()

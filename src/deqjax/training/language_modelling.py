@@ -18,8 +18,10 @@ from .._fixed_point import adjoint_probe
 from .._solution import Stats
 from ..adjoints import as_adjoint
 from ..data import Batch, Stream
-from ..nn import Memory, forget
+from ..nn import LanguageModel, Memory, forget
 from ..regularization import jacobian_penalty
+from .cell import missing
+from .identity import fingerprint
 from .options import PenaltyOptions, Phase
 from .scoring import current
 from .step import Task
@@ -78,6 +80,7 @@ class LanguageModelling(Task):
         penalties: what is added to the loss.
         start: weight of |z0 − z*|², where the model learns where to begin.
         seed: of what is drawn for the penalties.
+        corpus: the fingerprint of the corpus that the streams are of; theirs, if not given.
     """
 
     shares_evaluation: ClassVar[bool] = True
@@ -90,14 +93,26 @@ class LanguageModelling(Task):
     penalties: PenaltyOptions = field(default_factory=PenaltyOptions)
     start: float = 0.1
     seed: int = 0
+    corpus: str | None = None
 
     def build(self, rngs: nnx.Rngs) -> Any:
         return self.new_model(rngs)
 
+    def fingerprint(self) -> str:
+        if self.corpus is not None:
+            return self.corpus
+        return fingerprint(*((text.ids, text.start_id) for text in (self.train, self.valid)))
+
     @cached_property
     def _shape(self) -> Any:
         """The model without its arrays."""
-        return nnx.eval_shape(lambda: self.new_model(nnx.Rngs(0)))
+        model = nnx.eval_shape(lambda: self.new_model(nnx.Rngs(0)))
+        if isinstance(model, LanguageModel) and (lacks := missing(model.cell)):
+            raise TypeError(
+                f"{type(model.cell).__name__} is no cell of a language model: it lacks "
+                f"{', '.join(lacks)}; see deqjax.training.LanguageCell"
+            )
+        return model
 
     @property
     def solves(self) -> bool:

@@ -17,6 +17,7 @@ from ..solvers import as_solver
 from ..solvers.base import DEFAULT_MAX_STEPS
 from .checkpoints import CheckpointError
 from .host_memory import keep_freed_memory
+from .identity import FREE
 
 Config = TypeVar("Config")
 
@@ -155,7 +156,7 @@ class LaunchOptions:
 class TrainOptions:
     """How long and how to train, and what a run leaves behind."""
 
-    steps: int = 1000
+    steps: int = field(default=1000, metadata=FREE)
     """training steps"""
     batch_size: int = 8
     """sequences in a step"""
@@ -208,15 +209,20 @@ class TrainOptions:
     """name of this run; chosen from the other options if not given"""
     restart: bool = False
     """start afresh where a run of this name exists, deleting it"""
-    log_every: int = 5
+    init_from: Path | None = None
+    """folder of another run, whose newest weights a new run begins with"""
+    freeze: tuple[str, ...] = ()
+    """parameters to leave as they are: all at or below these paths, such as embedding deq/cell, or
+    those that a pattern such as */bias matches"""
+    log_every: int = field(default=5, metadata=FREE)
     """steps between two lines of metrics.jsonl"""
-    eval_every: int = 250
+    eval_every: int = field(default=250, metadata=FREE)
     """steps between two evaluations on held-out data"""
-    checkpoint_every: int = 100
+    checkpoint_every: int = field(default=100, metadata=FREE)
     """steps between two checkpoints"""
-    snapshot_every: int = 0
+    snapshot_every: int = field(default=0, metadata=FREE)
     """steps between two snapshots of the weights, all kept in snapshots/; 0 takes none"""
-    tensorboard: bool = False
+    tensorboard: bool = field(default=False, metadata=FREE)
     """write TensorBoard events too (needs tensorboardX)"""
     launch: LaunchOptions = field(default_factory=LaunchOptions)
 

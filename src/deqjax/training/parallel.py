@@ -1,7 +1,7 @@
 """Three ways to spread a training step over a mesh: shard_map, jit and pmap.
 
-All compute the sums of `step.shard_sums` over the batch; they differ in who cuts it. The optimiser
-comes after, under `jit`, on parameters that stay where they are stored.
+All compute the sums of a `Gradient` over the batch; they differ in who cuts it. The optimiser comes
+after, under `jit`, on parameters that stay where they are stored.
 
 - `shard_map`: each device runs its own solver loops on its own samples, to its own stop. Parameters
   that are stored in `fsdp` parts are gathered once before, and gradients reduced once after: no
@@ -37,7 +37,7 @@ from .options import TrainOptions
 
 PyTree = Any
 
-# (params, rest, carry, batch, step, first row) -> (sums, carry, rest)
+# (params, rest, carry, batch, step, first row = 0) -> (sums, carry, rest)
 Local = Callable[..., tuple[Any, PyTree, PyTree]]
 
 
@@ -149,7 +149,7 @@ class Parallel:
     def spread(self, local: Local) -> Local:
         """`local`, for the samples in hand, as a function of the whole batch."""
         if self.mesh is None:
-            return lambda *given: local(*given, 0)
+            return local
         return {"shard_map": self._shard_map, "jit": self._jit, "pmap": self._pmap}[self.way](local)
 
     def _shard_map(self, local: Local) -> Local:
@@ -170,9 +170,7 @@ class Parallel:
                 others = lax.psum(jax.tree.map(_vary, sums._replace(grads=())), ROWS)
                 return others._replace(grads=grads), carry, jax.tree.map(_same, rest)
 
-            sums = jax.eval_shape(
-                lambda *given: local(*given, 0)[0], params, rest, carry, batch, step
-            )
+            sums = jax.eval_shape(lambda *given: local(*given)[0], params, rest, carry, batch, step)
             out = everywhere(sums)._replace(grads=specs), row_specs(carry), everywhere(rest)
             mapped = jax.shard_map(
                 on_device,
@@ -200,7 +198,7 @@ class Parallel:
             whole = jax.tree.map(lambda s: without(s, "fsdp"), stored, is_leaf=is_spec)
             at = lambda tree, specs: lax.with_sharding_constraint(tree, shardings(specs, mesh))
             # Gathered once, before any loop.
-            sums, carry, rest = local(at(params, whole), rest, carry, batch, step, 0)
+            sums, carry, rest = local(at(params, whole), rest, carry, batch, step)
             # Summed whole, and then cut: asked for the parts at once, the compiler would spread
             # activations over the axis of the parameters instead.
             grads = at(at(sums.grads, whole), stored)

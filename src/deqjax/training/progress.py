@@ -19,8 +19,9 @@ _SHORT = {
     "valid_perplexity": "valid ppl",
     "forward_steps": "fwd",
     "adjoint_steps": "adj",
+    "valid_forward_steps": "valid fwd",
 }
-_SHARES = {"converged": "converged"}
+_SHARES = {"converged": "converged", "valid_converged": "valid converged"}
 _RATE = "tokens_per_second"
 
 
@@ -151,8 +152,8 @@ class Progress:
             number = float(value)
             if name in _SHARES:
                 parts.append(f"{_SHARES[name]} {_percent(number):>4}")
-            elif name in ("forward_steps", "adjoint_steps"):
-                parts.append(f"{_SHORT[name]} {number:>4.1f}")
+            elif name.endswith(("forward_steps", "adjoint_steps")):
+                parts.append(f"{_SHORT.get(name, name.replace('_', ' '))} {number:>4.1f}")
             else:
                 parts.append(f"{_SHORT.get(name, name.replace('_', ' '))} {_number(number)}")
         if fields.get(_RATE) is not None:

@@ -4,80 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from .._closure import vary_like, vary_with
-from .._rows import batch_rows
-from .._solution import Stats
+from .gradient import Gradient
 from .options import Phase
 from .parallel import Parallel
 from .schedules import scaled
+from .task import Task
 
 PyTree = Any
-
-
-class Task:
-    """What is trained: a model, its data, its loss and its evaluation. One file an experiment.
-
-    Samples come first in every array of a batch and of the carry; scalars belong to all of them.
-    """
-
-    # Whether `evaluate` shares its work out over the processes and devices of a job by itself, as
-    # `perplexity` does; else process 0 evaluates.
-    shares_evaluation: ClassVar[bool] = False
-
-    def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        """A new model."""
-        raise NotImplementedError
-
-    def carry(self) -> PyTree:
-        """What the first batch gets from the (missing) one before: memory, warm start, or ()."""
-        return ()
-
-    def batch(self, index: int, rows: slice = slice(None)) -> PyTree:
-        """Those samples of the batch of training step `index`, NumPy arrays. Pure: a restart asks
-        again."""
-        raise NotImplementedError
-
-    def probe(self, phase: Phase, rows: int) -> Stats | None:
-        """`deqjax.adjoint_probe` for the loss of so many samples, or None where the adjoint has
-        nothing to report."""
-        return None
-
-    def loss(
-        self,
-        model: Any,
-        carry: PyTree,
-        batch: PyTree,
-        *,
-        step: jax.Array,
-        phase: Phase,
-        probe: Stats | None,
-    ) -> tuple[jax.Array, tuple[PyTree, dict[str, Any]]]:
-        """(loss, (the next carry, metrics)), means over the samples in hand, which may be a part of
-        the batch; metrics["solve"] is the `Stats` of the solve, if there is one. `step` counts from
-        0. Draw what belongs to a sample with `deqjax.training.draw_rows`."""
-        raise NotImplementedError
-
-    def weight(self, batch: PyTree) -> jax.Array:
-        """How much those samples count beside the rest of the batch: what `loss` is a mean over."""
-        rows = next(x.shape[0] for x in jax.tree.leaves(batch) if jnp.ndim(x))
-        return jnp.asarray(rows, jnp.float32)
-
-    def after(
-        self, carry: PyTree, metrics: dict[str, jax.Array], phase: Phase
-    ) -> tuple[PyTree, dict[str, jax.Array]]:
-        """The carry and the metrics, once the metrics are those of the whole batch."""
-        return carry, metrics
-
-    def evaluate(self, model: Any) -> dict[str, float]:
-        """Held-out metrics of a model in eval mode; "valid_loss" is what the plateau watches."""
-        raise NotImplementedError
 
 
 @jax.tree_util.register_dataclass
@@ -104,16 +44,6 @@ class TrainState:
     skipped: Any
     in_a_row: Any
     plateau: Any = ()
-
-
-class Sums(NamedTuple):
-    """What the parts of a batch add up to. A part whose loss or gradient is not finite adds nothing
-    but a one to `bad`."""
-
-    grads: PyTree  # Σ weight · gradient
-    metrics: dict[str, jax.Array]  # Σ weight · metric
-    weight: jax.Array
-    bad: jax.Array
 
 
 def new_state(
@@ -162,6 +92,7 @@ def make_step(
     *,
     parallel: Parallel | None = None,
     accumulate: int = 1,
+    freeze: Any = None,
 ) -> Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]:
     """`train_step(state, batch) -> (state, metrics)`, pure and ready for `jax.jit`.
 
@@ -170,6 +101,7 @@ def make_step(
         parallel: how the batch is spread over devices; one device if not given.
         accumulate: in how many parts, one after the other, each device computes the gradient of its
             samples: memory of a part, the gradient of all.
+        freeze: an `nnx` filter of parameters that have no gradient; see `frozen.spared`.
 
     A step of which no part has a finite loss and gradient changes nothing but `step`, `skipped` and
     `in_a_row`. Where a device computes its own samples (`shard_map`, `pmap`, or accumulated parts),
@@ -177,18 +109,17 @@ def make_step(
     `bad_parts`.
     """
     now = Phase() if phase is None else phase
-
-    def local(params, rest, carry, batch, step, first):
-        return shard_sums(task, graph, now, accumulate, params, rest, carry, batch, step, first)
-
-    spread = (parallel or Parallel()).spread(local)
+    sums_of = (parallel or Parallel()).spread(Gradient(task, graph, now, accumulate, freeze))
+    rule = optax.with_extra_args_support(optimiser)  # some ask for the loss
 
     def train_step(state: TrainState, batch: PyTree):
-        sums, carry, rest = spread(state.params, state.rest, state.carry, batch, state.step)
+        sums, carry, rest = sums_of(state.params, state.rest, state.carry, batch, state.step)
         grads, metrics = jax.tree.map(lambda x: x / sums.weight, (sums.grads, sums.metrics))
         norm = optax.tree.norm(grads)
         finite = (sums.weight > 0) & jnp.isfinite(norm)
-        updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+        updates, opt_state = rule.update(
+            grads, state.opt_state, state.params, value=metrics["loss"]
+        )
         updates = scaled(updates, state.plateau)
         carry, metrics = task.after(carry, dict(metrics), now)
         updated = (optax.apply_updates(state.params, updates), rest, opt_state, carry)
@@ -206,89 +137,3 @@ def make_step(
         return state, metrics
 
     return train_step
-
-
-def shard_sums(
-    task: Task,
-    graph: nnx.GraphDef,
-    phase: Phase,
-    accumulate: int,
-    params: PyTree,
-    rest: PyTree,
-    carry: PyTree,
-    batch: PyTree,
-    step: jax.Array,
-    first: Any,
-) -> tuple[Sums, PyTree, PyTree]:
-    """(sums, carry, rest) of the samples in hand, which begin at number `first` of the batch.
-
-    Part i of `accumulate` takes every accumulate-th sample, beginning with the i-th: each part is
-    then as evenly spread over the devices as the whole.
-    """
-    count = next(x.shape[0] for x in jax.tree.leaves(batch) if jnp.ndim(x))
-    rows = first + jnp.arange(count, dtype=jnp.int32)
-    one = lambda given: _part_sums(task, graph, phase, params, rest, step, *given)
-    if accumulate == 1:
-        return one((carry, batch, rows))
-
-    def cut(x):
-        if not jnp.ndim(x):
-            return jnp.broadcast_to(x, (accumulate,))
-        return jnp.moveaxis(x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]), 1, 0)
-
-    def join(x):
-        if x.ndim == 1:
-            return x[-1]
-        return jnp.moveaxis(x, 0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
-
-    parts = jax.tree.map(cut, (carry, batch, rows))
-
-    def add(total, given):
-        sums, carry, rest = one(given)
-        return jax.tree.map(jnp.add, total, sums), (carry, rest)
-
-    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))[0]
-    zero = vary_like(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), shapes)
-    sums, (carry, rest) = jax.lax.scan(add, zero, parts)
-    return sums, jax.tree.map(join, carry), jax.tree.map(lambda x: x[-1], rest)
-
-
-def _part_sums(task, graph, phase, params, rest, step, carry, batch, rows):
-    """(sums, carry, rest) of some samples at once, with one gradient."""
-
-    def objective(params, probe):
-        model = nnx.merge(graph, params, rest, copy=True)
-        loss, (after, metrics) = task.loss(model, carry, batch, step=step, phase=phase, probe=probe)
-        return loss, (after, nnx.split(model, nnx.Param, ...)[2], metrics)
-
-    probe = task.probe(phase, rows.shape[0]) if phase.depth is None else None
-    probe = vary_with(probe, params)  # else its "gradient" would be summed over devices
-    with batch_rows(rows):
-        differentiate = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
-        (loss, (after, rest, metrics)), (grads, adjoint) = differentiate(params, probe)
-    solve = _report(metrics.pop("solve", None), "forward")
-    if phase.depth is not None:
-        solve.pop("converged", None)  # a stack does not try to
-    metrics = metrics | {"loss": loss} | solve | _report(adjoint, "adjoint")
-    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
-    weight = jnp.where(finite, task.weight(batch), 0.0)
-    add = lambda x: jnp.where(finite, x * weight, 0).astype(x.dtype)
-    metrics = {k: jnp.asarray(x, jnp.float32) for k, x in metrics.items()}
-    grads, metrics = jax.tree.map(add, (grads, metrics))
-    sums = Sums(grads, metrics, weight, (~finite).astype(jnp.float32))
-    keep = lambda new, old: jnp.where(finite, new, old) if jnp.ndim(new) else new
-    return sums, jax.tree.map(keep, after, carry), rest
-
-
-def _report(stats: Stats | None, which: str) -> dict[str, jax.Array]:
-    """Means over the batch: steps, the share converged and the relative residual; of an adjoint
-    solve the largest gain too, since one sample near a singular I − J can be most of a gradient."""
-    if stats is None:
-        return {}
-    share = "converged" if which == "forward" else f"{which}_converged"
-    report = {
-        f"{which}_steps": jnp.mean(stats.steps.astype(jnp.float32)),
-        share: jnp.mean(stats.converged.astype(jnp.float32)),
-        f"{which}_residual": jnp.mean(stats.rel_residual),
-    }
-    return report if stats.gain is None else report | {f"{which}_gain": jnp.max(stats.gain)}
