@@ -166,7 +166,9 @@ def generate(
         model: a `LanguageModel` or an `LSTMLanguageModel`; dropout is off.
         prompts: token ids, one sequence or several, of any lengths of at least 1.
         length: tokens to draw.
-        temperature, top_k, top_p: those of `Sampling`.
+        temperature: as in `Sampling`.
+        top_k: as in `Sampling`.
+        top_p: as in `Sampling`.
         seed: of what is drawn.
 
     Raises:
