@@ -138,5 +138,5 @@ def test_the_running_mean_keeps_a_constant_and_starts_at_the_first_value(n):
 def test_without_matplotlib(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"pip install 'deqjax\[experiments\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'deqjax\[plot\]'"):
         plot_curves([], tmp_path / "c.png", title="t")
