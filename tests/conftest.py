@@ -36,6 +36,16 @@ def pytest_unconfigure(config):
         shutil.rmtree(config.compilation_cache, ignore_errors=True)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_module():
+    """What a module has compiled is dropped at its end: thousands of programs are more mappings of
+    memory than the kernel gives a process, and some gigabytes."""
+    yield
+    import jax  # not before `pytest_configure`, whose variables it reads
+
+    jax.clear_caches()
+
+
 @pytest.fixture
 def on_devices():
     """Runs named programs of a file in a process with so many devices; XLA fixes their number when

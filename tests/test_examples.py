@@ -15,19 +15,29 @@ import deqjax
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(m.name for m in pkgutil.walk_packages(deqjax.__path__, "deqjax."))
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
-LONG = ("docs/adjoints.md", "docs/diagnostics.md", "docs/first_deq.md", "docs/generate.md")
+LONG = {
+    *("docs/adjoints.md", "docs/diagnostics.md", "docs/first_deq.md", "docs/generate.md"),
+    *("docs/neural_ode.md", "docs/own.md", "docs/pods.md", "docs/universality.md"),
+    "docs/well_posed.md",
+    *("deqjax.implicit.ode", "deqjax.implicit.qp", "deqjax.nn.adaptive", "deqjax.nn.decoding"),
+    *("deqjax.nn.implicit_dense", "deqjax.nn.lstm", "deqjax.nn.optnet", "deqjax.solvers.compose"),
+    "deqjax.training.plan._plan",
+}
 
 
-@pytest.mark.parametrize("name", MODULES)
+def in_turn(names):
+    """What takes more than a few seconds is slow."""
+    return [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in names]
+
+
+@pytest.mark.parametrize("name", in_turn(MODULES))
 def test_docstrings(name):
     module = importlib.import_module(name)
     failed, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS, extraglobs=vars(deqjax))
     assert not failed
 
 
-@pytest.mark.parametrize(
-    "page", [pytest.param(p, marks=[pytest.mark.slow] * (p in LONG)) for p in PAGES]
-)
+@pytest.mark.parametrize("page", in_turn(PAGES))
 def test_pages(page):
     """The python blocks of a page run in order; `# text` after a print is what it printed."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)

@@ -308,6 +308,7 @@ def test_a_root_is_as_good_from_far_away(dtype):
     np.testing.assert_allclose(sol.z[0], 2.0, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_what_is_no_root_is_none():
     constant = functools.partial(deqjax.root_find, lambda z: 0 * z + 1.0)
     for solver in ROOT_SOLVERS:

@@ -48,6 +48,7 @@ def test_there_and_back(form, batch, axis):
     assert len(jax.tree.leaves(inner)) == len(dtypes)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=6)
 @given(leaves, st.integers(1, 3))
 def test_the_squares_of_each_leaf(form, batch):

@@ -177,6 +177,7 @@ def test_several_states_stopped_early_by_newton_have_the_gradient_at_the_iterate
     assert cells.relative(got, cells.tanh_gradient(theta, z, cells.cotangent_of(z))[1]) < 1e-8
 
 
+@pytest.mark.slow
 def test_two_forwards_before_one_backward_of_adjoints_that_keep_state():
     """Shine and Reversible hold on to the forward solve: each to its own."""
     theta, x = cells.tanh_parameters(5, radius=0.5)

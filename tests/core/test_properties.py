@@ -107,6 +107,7 @@ def test_contractions_converge_with_structure_and_dtype_kept(tree, dtype, solver
     assert sol.stats.residual.dtype == sol.stats.rel_residual.dtype == real
 
 
+@pytest.mark.slow
 @FEW
 @given(
     sample=st.lists(st.integers(1, 3), min_size=1, max_size=2).map(tuple),
@@ -233,6 +234,7 @@ def test_complex_states_with_a_narrow_history():
             np.testing.assert_allclose(sol.z, want, rtol=1e-5)
 
 
+@pytest.mark.slow
 @FEWER
 @given(
     tree=trees,

@@ -194,6 +194,7 @@ def test_an_interrupted_write_leaves_no_half_cache(cache, monkeypatch):
     assert len(load_corpus("python-docs", cache_dir=cache).train) > 200_000
 
 
+@pytest.mark.slow
 def test_processes_may_race(cache):
     script = (
         "import sys; from deqjax.data import load_corpus\n"

@@ -71,6 +71,7 @@ def test_nonlinear_cell_at_the_given_point():
     )
 
 
+@pytest.mark.slow
 def test_repeated_eigenvalues_and_zero():
     """The Krylov space closes after one step; the iteration goes on outside it."""
     half = spectral_radius(lambda z: 0.5 * z, jnp.zeros(7))

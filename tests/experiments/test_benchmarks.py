@@ -119,6 +119,7 @@ def test_steps_of_timed_solves_are_counted():
         per_step.fixed_steps(tanh(batch=1, d=2, gain=0.0), deqjax.Picard(), 12, None)
 
 
+@pytest.mark.slow
 def test_the_hand_written_picard_is_right():
     """Else its compile time would compare with nothing."""
     given = (REFERENCE.theta, REFERENCE.x)

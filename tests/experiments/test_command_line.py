@@ -147,13 +147,8 @@ TRAINED = {
 }
 
 
-# In every run of the tests: one model that solves (beside the test above) and one that does not.
-QUICK = ("deq-trellisnet",)
-
-
-@pytest.mark.parametrize(
-    "model", [pytest.param(m, marks=[] if m in QUICK else [pytest.mark.slow]) for m in TRAINED]
-)
+@pytest.mark.slow  # the default model is in every run: the test above
+@pytest.mark.parametrize("model", TRAINED)
 def test_every_language_model_end_to_end(model, text, tmp_path, capsys):
     flags = ["--dataset", "text", "--data-dir", text, "--runs", tmp_path / "runs", *SMALL, *TINY]
     run(language_model, *flags, "--model", model, *TRAINED[model])
@@ -307,11 +302,8 @@ def test_real_corpora(dataset, tmp_path, capsys):
 @pytest.mark.parametrize(
     "model",
     [
-        "lstm",
-        *(
-            pytest.param(m, marks=pytest.mark.slow)
-            for m in ("deq-transformer", "universal-transformer", "tcn", "gru")
-        ),
+        pytest.param(m, marks=pytest.mark.slow)
+        for m in ("lstm", "deq-transformer", "universal-transformer", "tcn", "gru")
     ],
 )
 def test_copy_memory_end_to_end(model, tmp_path, capsys):

@@ -78,6 +78,7 @@ def test_linearised_is_the_derivative_at_the_equilibrium():
     np.testing.assert_allclose(v, wrong @ model.readout.kernel[...].T, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_learns_and_seeds_differ():
     made = trainer(ROWS["mlp"], 16, digits(1280), digits(100, seed=1))
     state = made.start(2)

@@ -10,6 +10,7 @@ from deqjax.nn import SATNet
 from experiments.parity import GIVEN, Config, error, last_board, results, train
 
 
+@pytest.mark.slow
 def test_a_table_of_boards_is_the_chain_of_layers():
     key, strings = jax.random.key(1), np.random.default_rng(0).integers(0, 2, (6, 5))
     layer = SATNet(3, m=4, aux=4, k=8, rngs=nnx.Rngs(3))

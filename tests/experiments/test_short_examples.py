@@ -19,7 +19,7 @@ def test_an_example_is_one_file_of_ninety_lines(example):
     assert Path(example.__file__).read_text("utf-8").count("\n") <= 90
 
 
-@pytest.mark.parametrize("example", [digits, digits_linen])
+@pytest.mark.parametrize("example", [digits, pytest.param(digits_linen, marks=pytest.mark.slow)])
 def test_digits_are_learned(example, tmp_path):
     assert run(example, tmp_path, steps=60) > 0.85
 

@@ -235,6 +235,7 @@ def test_too_few_solutions_have_no_hull_worth_having():
         )
 
 
+@pytest.mark.slow
 def test_the_spectral_start_learns_nothing_and_is_told_apart(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "RECORDED", tmp_path / "recorded")
     file = sudoku_boards.write(tmp_path / "any.csv", sudoku_boards.boards(150))

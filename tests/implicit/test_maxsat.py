@@ -172,6 +172,7 @@ def test_gradients_are_central_differences():
         assert abs(np.sum(z_bar * d) - want) < 1e-6 * np.linalg.norm(z_bar[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double_precision")
 def test_one_free_variable_in_closed_form():
     """g = s_b·s_0 v₀ + s_b·s_a v_a, so cos πz_b = g·v₀/‖g‖: cosines with their signs, and no π too
@@ -195,6 +196,7 @@ def test_one_free_variable_in_closed_form():
     np.testing.assert_allclose(got[1][:, 0], want[1] * middle, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double_precision")
 def test_damping_is_as_wrong_as_it_says():
     S, z, given = problem()

@@ -132,6 +132,7 @@ def test_backsolve_is_wrong_where_the_flow_contracts():
     np.testing.assert_allclose(right, exact, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_backward_solve_that_does_not_arrive_is_heard():
     """Euler backwards doubles z at every step, beyond what a number can be."""
     f = lambda t, z, w: jnp.tanh(w * z + 1) - z

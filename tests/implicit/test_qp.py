@@ -121,6 +121,7 @@ def test_central_differences(solved):
         np.testing.assert_allclose(jnp.vdot(found[k], way), slope, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_shared_operands_have_summed_gradients(solved):
     data, _ = solved
     n = data["q"].shape[1]

@@ -6,8 +6,8 @@ from . import sharding_programs
 from .layers import LAYERS
 
 # Those that share a process: it must start JAX.
-QUICK = ["qp"]
-SLOW = ["OptNet SATNet", "maxsat ImplicitDense", "ode NeuralODE"]
+QUICK: list[str] = []
+SLOW = ["qp", "OptNet SATNet", "maxsat ImplicitDense", "ode NeuralODE"]
 
 
 def test_every_layer_is_run():

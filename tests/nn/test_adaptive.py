@@ -330,6 +330,7 @@ def test_dtypes_may_differ(h_dtype, dtype):
             )
 
 
+@pytest.mark.slow
 def test_inputs_and_logits_start_with_unit_variance_in_every_cluster():
     softmax, d = softmax_of("divided", **LARGE), LARGE["d"]
     words = np.asarray(embed(softmax, jnp.arange(LARGE["vocabulary"])))

@@ -111,6 +111,7 @@ def test_bfloat16():
     np.testing.assert_allclose(parts.astype(float), whole.astype(float), atol=0.05)
 
 
+@pytest.mark.slow
 def test_no_output_depends_on_a_later_position():
     made = cell(3)
     first = given(made)

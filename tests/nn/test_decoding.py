@@ -107,6 +107,7 @@ def test_logits_are_those_of_the_whole_text_to_the_tolerance(kind):
         assert isinstance(memory, KeyMemory) and int(memory.oldest) == 11
 
 
+@pytest.mark.slow
 def test_rows_of_other_lengths_do_not_matter():
     model = model_of("post")
     prompts = [text(5, 1), text(1, 2), text(3, 3), text(5, 4)]

@@ -55,6 +55,7 @@ def test_shapes_and_the_tied_softmax():
     assert read(language_model(), some_tokens()).memory is None
 
 
+@pytest.mark.slow
 def test_the_embedding_learns_as_input_and_as_softmax():
     model, tokens = language_model(), some_tokens(high=5)
 
@@ -80,6 +81,7 @@ def test_depth_is_passed_on():
     assert read(model, tokens, depth=2).solution.stats.steps.tolist() == [2, 2]
 
 
+@pytest.mark.slow
 def test_dropout_is_the_same_at_every_position_and_off_in_eval_mode():
     model = language_model(dropout=0.5)
     kept = model.drop_out(jnp.ones((BATCH, TIME, 50)))
@@ -192,6 +194,7 @@ def test_a_trellisnet_carries_its_state_into_the_next_segment():
     assert np.abs(alone - second.logits).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_an_adaptive_softmax_brings_its_embedding():
     rngs = nnx.Rngs(0)
     cell = TransformerCell(WIDTH, heads=2, d_inner=12, rngs=rngs)

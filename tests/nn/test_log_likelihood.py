@@ -48,6 +48,7 @@ def test_the_mean_of_many_small_losses():
     np.testing.assert_allclose(found.mean(), want.mean(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_are_softmax_less_the_target_with_all_their_digits():
     logits, targets = confident(16.0)
     loss = lambda x: cross_entropy(x, jnp.asarray(targets)).sum()

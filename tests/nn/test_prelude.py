@@ -31,6 +31,7 @@ def tokens(time=TIME):
     return jax.random.randint(jax.random.key(0), (BATCH, time), 0, 11)
 
 
+@pytest.mark.slow
 def test_the_equation_is_the_cell_of_what_the_layers_return():
     model = language_model()
     out = nnx.jit(lambda model: model(tokens()))(model)
@@ -59,6 +60,7 @@ def test_the_gradient_of_all_parameters_is_that_of_the_steps_taken():
         assert np.abs(b[...]).max() > 1e-7, path
 
 
+@pytest.mark.slow
 def test_causal():
     model = language_model()
     graph, state = nnx.split(model)

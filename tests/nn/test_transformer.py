@@ -347,6 +347,7 @@ def test_dropout_is_drawn_once_per_solve():
 # ---------------------------------------------------------------------------------- dtypes, options
 
 
+@pytest.mark.slow
 def test_bfloat16():
     x, wide = normal(1, BATCH, TIME, WIDTH), contractive()
     exact = solve(DEQ(wide, **TIGHT), x).z

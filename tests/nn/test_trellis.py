@@ -158,6 +158,7 @@ def test_a_stack_is_repeated_calls():
     assert_close(solve(deq, given, depth=3).z, z)
 
 
+@pytest.mark.slow
 def test_the_implicit_gradient_is_that_of_a_deep_stack():
     deq = DEQ(trellis(), adjoint_solver="picard", **TIGHT)
 
@@ -253,6 +254,7 @@ def test_weight_norm_separates_length_and_direction():
 # ------------------------------------------------------------------------------- dropout
 
 
+@pytest.mark.slow
 def test_one_mask_for_all_steps_of_a_solve():
     cell = trellis(hidden=400, dropout=0.25)
     mask = inject(cell, some_input()).mask

@@ -50,6 +50,7 @@ def test_what_a_solver_says_is_so(solver, name):
     assert int(stats.f_evals) > int(stats.steps)
 
 
+@pytest.mark.slow
 def test_every_ending_occurs():
     """So that the test above says something about each of them."""
     endings = {int(ours(solver, name).stats.status) for solver in OURS for name in PROBLEMS}

@@ -118,6 +118,7 @@ def test_several_leaves_are_one_vector(name):
     assert cells.relative(got, (cells.split(z0_bar[best]), at(best, args_bar))) < 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_unless("anderson"))
 def test_samples_of_a_batch_stop_each_at_their_own_iterate(name):
     """And their gradients are those of these iterates: nothing of the steps that the others went

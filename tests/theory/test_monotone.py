@@ -124,6 +124,7 @@ def loss(W, b, c):
     return jnp.sum(monotone.solve(W, b, rtol=1e-13).z * c)
 
 
+@pytest.mark.slow
 def test_gradients_under_jit_and_vmap():
     W, b = problem()
     c = np.random.default_rng(4).normal(size=b.shape)

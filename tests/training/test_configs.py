@@ -84,9 +84,9 @@ def test_in_full_size_it_goes_from_tokens_to_losses(name):
     "name",
     [
         "wt103-transformer-medium-adaptive",
-        "wt103-transformer-small-explicit",
+        pytest.param("wt103-transformer-small-explicit", marks=pytest.mark.slow),
         "wt103-trellisnet-checkpointed",
-        "ptb-trellisnet",
+        pytest.param("ptb-trellisnet", marks=pytest.mark.slow),
     ],
 )
 def test_a_small_one_runs(name):

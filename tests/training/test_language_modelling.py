@@ -70,6 +70,7 @@ def test_a_cold_sample_is_the_most_likely_token(model):
     assert drawn[0] == model(prompt[None, -1:], memory).logits[0, -1].argmax()
 
 
+@pytest.mark.slow
 def test_warm_start_begins_where_the_last_segment_ended(model):
     task = tiny_run.task()
     batch, carry = task.batch(0), task.carry()

@@ -143,7 +143,9 @@ def test_sigterm_to_one_stops_all_and_they_go_on_with_fewer_devices(killed, tmp_
     np.testing.assert_allclose(other[stopped]["loss"], one[stopped]["loss"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("launcher", [None, slurm, pytest.param(open_mpi, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "launcher", [None, *(pytest.param(x, marks=pytest.mark.slow) for x in (slurm, open_mpi))]
+)
 def test_processes_find_each_other_and_whose_options_differ(launcher, tmp_path):
     job = start(tmp_path, 2, last=("seed=1",), launcher=launcher)
     said = [process.communicate(timeout=600)[0] for process in job]

@@ -45,6 +45,7 @@ def test_a_few_skipped_steps_are_only_counted(tmp_path, capfd):
     assert "back to" not in "".join(capfd.readouterr())
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_amid_them_says_where_it_goes_on(tmp_path):
     class Terminated(Spoilt):
         bad = range(3, 99)

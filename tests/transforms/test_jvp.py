@@ -132,6 +132,7 @@ def test_pytrees_and_batches():
         assert float(jnp.abs(batched[i, :, (i + 1) % 3]).max()) == 0
 
 
+@pytest.mark.slow
 def test_statistics_have_no_derivative():
     theta, x = cells.tanh_parameters(N)
 
@@ -181,6 +182,7 @@ class OneSolve(deqjax.adjoints.Adjoint):
         return solve(lambda u: jax.tree.map(jnp.add, pull(u), v), v, deqjax.Broyden(rtol=1e-10))
 
 
+@pytest.mark.slow
 def test_an_exact_adjoint_of_ones_own_goes_forward():
     f = lambda z, x: jnp.tanh(0.5 * z + x)
     solve = lambda x, **o: deqjax.fixed_point(f, jnp.zeros(3), x, rtol=1e-10, **o).z

@@ -62,6 +62,7 @@ def test_they_still_look_at_f():
         deqjax.fixed_point(lambda z: z * 0.5 + jnp.arange(3), jnp.zeros(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [dict(), *OTHERS], ids=str)
 def test_no_tracer_leaks(options):
     with jax.checking_leaks():
@@ -95,7 +96,7 @@ def coming_defaults():
         jax.config.update(name, False)
 
 
-@pytest.mark.parametrize("options", [dict(trace=True), dict(forward_mode=True), *OTHERS], ids=str)
+@pytest.mark.parametrize("options", [dict(trace=True), *OTHERS], ids=str)
 def test_the_defaults_that_are_coming(options, coming_defaults):
     found = gradient(**options)
     compiled = jax.jit(lambda: gradient(**options))()
