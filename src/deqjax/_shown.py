@@ -91,6 +91,7 @@ def span(x: Any) -> str:
 
 
 def worst(x: Any) -> float:
+    """The largest entry; NaN if there is one."""
     return float(np.max(np.asarray(x)))
 
 

@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 
 from deqjax.data import Stream
+from deqjax.nn import LanguageCell
 from deqjax.training import (
-    LanguageCell,
     LanguageModelling,
     PenaltyOptions,
     Phase,

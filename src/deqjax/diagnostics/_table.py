@@ -32,10 +32,5 @@ def ending(stats: Stats) -> str:
     return worst if status.size == 1 else f"{failed.size} of {status.size} failed: {worst}"
 
 
-def worst(x) -> float:
-    """The largest entry; NaN if there is one."""
-    return float(np.max(np.asarray(x)))
-
-
 def seconds(t: float) -> str:
     return f"{t:.2f} s" if t >= 1 else f"{1e3 * t:.2f} ms" if t >= 1e-3 else f"{1e6 * t:.0f} µs"

@@ -13,13 +13,13 @@ import numpy as np
 
 from .._errors import check_integer
 from .._fixed_point import fixed_point
-from .._shown import Shown
+from .._shown import Shown, worst
 from .._solution import Solution, Stats
 from .._state import norm, subtract, to_front
 from ..solvers import Solver
 from ._inputs import check_concrete, checked, named, of_modules
 from ._jacobian import ratio
-from ._table import ending, seconds, table, worst
+from ._table import ending, seconds, table
 
 PyTree = Any
 

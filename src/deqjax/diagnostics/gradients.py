@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._fixed_point import adjoint_probe, fixed_point
-from .._shown import Shown
+from .._shown import Shown, worst
 from .._solution import Stats, Status
 from ..adjoints import Adjoint, Implicit
 from ..solvers import Solver, as_solver
 from ._inputs import check_concrete, checked, named, of_modules
-from ._table import ending, table, worst
+from ._table import ending, table
 
 PyTree = Any
 

@@ -12,12 +12,11 @@ import numpy as np
 from jax.core import Tracer
 
 from .._errors import check_integer
-from .._shown import Shown
+from .._shown import Shown, worst
 from ._arnoldi import arnoldi, eig
 from ._condition import TRUSTED, conditions, sentence
 from ._inputs import of_modules
 from ._jacobian import Jacobian, eps_of, matmul, ratio
-from ._table import worst
 
 PyTree = Any
 

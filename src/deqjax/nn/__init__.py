@@ -2,6 +2,7 @@
 
 from .adaptive import AdaptiveEmbedding as AdaptiveEmbedding
 from .adaptive import AdaptiveSoftmax as AdaptiveSoftmax
+from .cell import LanguageCell as LanguageCell
 from .decoding import Decoder as Decoder
 from .decoding import Drawn as Drawn
 from .decoding import generate as generate

@@ -4,7 +4,6 @@ from .._rows import draw_rows as draw_rows
 from .architectures import architecture as architecture
 from .architectures import from_architecture as from_architecture
 from .architectures import save_architecture as save_architecture
-from .cell import LanguageCell as LanguageCell
 from .checkpoints import CheckpointError as CheckpointError
 from .checkpoints import CheckpointMismatch as CheckpointMismatch
 from .checkpoints import Checkpoints as Checkpoints

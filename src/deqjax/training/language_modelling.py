@@ -19,8 +19,8 @@ from .._solution import Stats
 from ..adjoints import as_adjoint
 from ..data import Batch, Stream
 from ..nn import LanguageModel, Memory, forget
+from ..nn.cell import missing
 from ..regularization import jacobian_penalty
-from .cell import missing
 from .identity import fingerprint
 from .options import PenaltyOptions, Phase
 from .scoring import current
@@ -110,7 +110,7 @@ class LanguageModelling(Task):
         if isinstance(model, LanguageModel) and (lacks := missing(model.cell)):
             raise TypeError(
                 f"{type(model.cell).__name__} is no cell of a language model: it lacks "
-                f"{', '.join(lacks)}; see deqjax.training.LanguageCell"
+                f"{', '.join(lacks)}; see deqjax.nn.LanguageCell"
             )
         return model
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
-from ..nn import TransformerInput
+from .transformer import TransformerInput
 
 
 @runtime_checkable
