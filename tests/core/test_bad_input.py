@@ -18,11 +18,12 @@ CASES = {
     "gmres_adjoint": dict(solver="picard", adjoint_solver=deqjax.GMRES(memory=4)),
     "shine": dict(solver=cells.SMALL["broyden"], adjoint=deqjax.Shine(refine=1)),
     "reversible": dict(solver="picard", adjoint="reversible"),
+    "tail": dict(solver="picard", adjoint=deqjax.Tail(steps=30)),
     "compacted": dict(solver=Compacted("picard", stages=1)),
     "warm_start": dict(solver=WarmStart(cells.SMALL["anderson"], "picard", steps=2)),
 }
 # The others share their code with these: they run with the slow tests.
-QUICK = ("newton_krylov", "reversible", "compacted")
+QUICK = ("newton_krylov", "reversible", "tail", "compacted")
 
 
 def marked(case, *more):
@@ -122,7 +123,9 @@ def test_max_steps_0_evaluates_f_at_z0(case):
     )
     if case == "reversible":
         assert float(a_bar) == 0.0 and not np.any(x_bar)
-    elif case != "shine":  # which needs no step to have an inverse, −I, and refines it
+    # Shine needs no step to have an inverse, −I, and refines it; Tail's gradient is taken along the
+    # iterates that follow z0 (test_tail).
+    elif case not in ("shine", "tail"):
         u = -np.sin(z0) / (1 - 0.4 * np.cos(z0))
         np.testing.assert_allclose(x_bar, u, rtol=1e-5)
         np.testing.assert_allclose(a_bar, u @ np.sin(z0), rtol=1e-5)

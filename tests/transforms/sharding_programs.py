@@ -141,7 +141,7 @@ def shard_map_gradients():
 
 def shard_map_approximate_adjoints():
     theta, x = data()
-    for options in (dict(adjoint="jfb"), dict(adjoint="phantom")):
+    for options in (dict(adjoint="jfb"), dict(adjoint="phantom"), dict(adjoint="tail")):
         assert_close(sharded_value_and_grad(**options)(theta, x), single(theta, x, **options))
 
 

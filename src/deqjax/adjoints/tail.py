@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from .._errors import check_integer
 from .._solution import Stats
-from .._state import safe_norm
+from .._state import largest, safe_norm, select
 from .base import Adjoint
 
 
@@ -45,7 +46,12 @@ class Tail(Adjoint):
         """θ̄ of f(… f(z, θ) …, θ)."""
 
         def applied(z, theta):
-            return lax.scan(lambda z, _: (cell(z, theta), None), z, length=self.steps)[0]
+            def step(z, _):
+                fz = cell(z, theta)
+                # A sample of which f is no number stays where it is: the others never see it.
+                return select(jnp.isfinite(largest(fz)), fz, z), None
+
+            return lax.scan(step, z, length=self.steps)[0]
 
         _, pull = jax.vjp(applied, end.z, theta)
         left_out, theta_bar = pull(v)
