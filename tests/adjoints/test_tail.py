@@ -75,3 +75,17 @@ def test_wrong_options():
         deqjax.Tail(steps=0)
     with pytest.raises(ValueError, match="forward_mode=True gives exact derivatives"):
         deqjax.fixed_point(jnp.cos, jnp.zeros(2), forward_mode=True, adjoint="tail")
+
+
+def test_a_sample_without_numbers_leaves_the_gradient_that_all_share():
+    theta, x = cells.tanh_batch()
+    options = dict(solver="picard", adjoint=deqjax.Tail(steps=4), batch_axis=0, on_failure="ignore")
+
+    def loss(theta, x):
+        sol = deqjax.fixed_point(cells.tanh_cell, jnp.zeros_like(x), theta, x, **options)
+        return jnp.sum(jnp.where(sol.stats.converged[:, None], sol.z, 0) ** 2)
+
+    poisoned = x.copy()
+    poisoned[1] = np.nan
+    got = jax.jit(jax.grad(loss))(theta, poisoned)
+    assert cells.relative(got, jax.jit(jax.grad(loss))(theta, x[[0, 2]])) < 1e-8
