@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from deqjax import diagnostics
-from deqjax.nn import DEQ
+from deqjax.nn import DEQ, LanguageModel, TransformerCell
 
 
 class Cell(nnx.Module):
@@ -59,3 +59,14 @@ def test_gradients_are_to_its_parameters(deq):
 def test_nothing_else_by_position(deq):
     with pytest.raises(TypeError, match="takes the module and its input"):
         diagnostics.spectrum(deq, X, X)
+
+
+def test_of_a_language_model_and_a_text():
+    cell = TransformerCell(8, heads=2, d_inner=16, memory_length=4, rngs=nnx.Rngs(0))
+    model = LanguageModel(20, cell, rngs=nnx.Rngs(0), rtol=1e-4)
+    tokens = jnp.arange(12).reshape(2, 6)
+    found = diagnostics.compare_solvers(model, tokens, solvers="anderson", repeats=1)
+    np.testing.assert_allclose(
+        found.solutions["anderson"].z, model(tokens).solution.z, rtol=1e-5, atol=1e-6
+    )
+    assert np.shape(diagnostics.spectral_radius(model, tokens).radius) == (2,)
