@@ -3,15 +3,16 @@
     python -m experiments.evaluate                                      # recorded copy memory
     python -m experiments.evaluate --weights runs/copy-memory-400-tcn   # a run's
     python -m experiments.evaluate --checks                             # is it an equilibrium?
-    python -m experiments.evaluate --checkpoint runs/ptb --data-dir path/to/ptb --table
+    python -m experiments.evaluate --run runs/ptb --data-dir path/to/ptb --table
 
 Copy memory: the test loss of every row and, with --checks, where a model solves an equilibrium, the
 loss with other tolerances, solvers and starts, and on longer sequences. A language model
-(--checkpoint): its perplexity, every token scored and memory carried, at any solver setting.
+(--run): its perplexity, every token scored and memory carried, at any solver setting.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +37,7 @@ class Config:
     """solve again with other tolerances, solvers, starts and lengths; two minutes a model"""
     record: bool = False
     """keep what was found, with the checks of copy memory, under experiments/results/"""
-    checkpoint: Path | None = None
+    run: Path | None = None
     """folder of a run of experiments.language_model; what follows is about it"""
     data_dir: Path | None = None
     """where its text is now, if not where it was"""
@@ -63,7 +64,7 @@ class Config:
 
 
 def main(config: Config) -> Any:
-    if config.checkpoint is None:
+    if config.run is None:
         return copies(config)
     checked(config)
     names = (
@@ -78,7 +79,7 @@ def main(config: Config) -> Any:
         "table",
         "record",
     )
-    return score.main(config.checkpoint, **{name: getattr(config, name) for name in names})
+    return score.main(config.run, **{name: getattr(config, name) for name in names})
 
 
 def copies(config: Config) -> dict[str, list[Line]]:
@@ -119,4 +120,5 @@ def show(line: Line, indent: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    command_line(Config, main)
+    former = {"--checkpoint": "--run"}
+    command_line(Config, main, [former.get(arg, arg) for arg in sys.argv[1:]])

@@ -28,12 +28,13 @@ from flax import nnx
 
 from deqjax.data import Stream
 from deqjax.training import OptionError, SolverOptions, TrainOptions, command_line, perplexity
-from deqjax.training.configs import CONFIGS, FullSize, named
 from deqjax.training.plan.program import Programs, Subject
 from deqjax.training.schedules import optimiser as make_optimiser
 from deqjax.training.step import make_step, new_state
 
-from .full_size import CHUNKS
+from .full_size import CONFIGS, FullSize, named
+from .full_size.memory import CHUNKS
+from .full_size.plan import task
 from .tables import table
 
 NAME = "experiments.measured_step"
@@ -60,7 +61,7 @@ class Config:
     """Seconds and bytes of a training step of full-size models, measured here."""
 
     only: tuple[str, ...] = DEFAULT
-    """names in deqjax.training.configs"""
+    """names in experiments.full_size.configs"""
     batch: int = 15
     """samples in a step; 15 is what the paper gives memory for"""
     segment: int | None = None
@@ -137,17 +138,17 @@ def measure(model: FullSize, config: Config) -> Row:
     solver = SolverOptions(config.solver, rtol=0.0, atol=0.0, max_steps=config.steps)
     options = TrainOptions(batch_size=config.batch)
     device = jax.local_devices()[0]
-    subject = Subject.of_config(model, options, solver, config.precision)
+    subject = Subject.of(task(model, options, solver, config.precision), model.name)
     programs = Programs.of(subject, options, [device])
-    task, parallel, optimiser = subject.task, programs.parallel, make_optimiser(options)
-    graph, state = new_state(task, optimiser, seed=0, parallel=parallel)
-    step = parallel.compile(make_step(task, graph, optimiser, parallel=parallel), state)
+    trained, parallel, optimiser = subject.task, programs.parallel, make_optimiser(options)
+    graph, state = new_state(trained, optimiser, seed=0, parallel=parallel)
+    step = parallel.compile(make_step(trained, graph, optimiser, parallel=parallel), state)
     rng = np.random.default_rng(0)
 
     def words(x: Any) -> Any:
         return rng.integers(0, model.vocabulary, x.shape, np.int32) if np.ndim(x) else x
 
-    batches = [jax.device_put(jax.tree.map(words, task.batch(0)), device) for _ in range(4)]
+    batches = [jax.device_put(jax.tree.map(words, trained.batch(0)), device) for _ in range(4)]
     taken, metrics = [], {}
     for i in range(WARM_UP + config.repeats):
         start = time.perf_counter()

@@ -20,8 +20,10 @@ from typing import Any, Literal
 import jax
 
 from deqjax.training import OptionError, command_line
-from deqjax.training.plan import Plan, plan
+from deqjax.training.plan import Plan
 from deqjax.training.plan.report import size
+
+from .full_size.plan import plan
 
 Kind = Literal["v5e", "v5p", "v6e"]
 _FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
@@ -58,7 +60,7 @@ class Config:
     counts: tuple[int, ...] = (1, 4, 16, 64, 256)
     """how many of them"""
     config: str = "wt103-transformer-medium"
-    """a name in deqjax.training.configs"""
+    """a name in experiments.full_size.configs"""
     rows: int = 4
     """samples on every chip"""
     out: Path = Path("experiments/results/scaling.md")

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 
 from deqjax.training import OptionError, SolverOptions
-from deqjax.training.configs import named
-from deqjax.training.plan import plan
 
+from ..full_size import named
+from ..full_size.plan import plan
 from ..tables import table
 from . import step
 from .config import Config

@@ -10,8 +10,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from deqjax.training.configs import FullSize, named
-
+from ..full_size import FullSize, named
 from ..measured_step import Config as StepConfig
 from ..measured_step import Row, measure
 from ..tables import table

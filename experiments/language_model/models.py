@@ -56,7 +56,7 @@ def build(config: Config, vocabulary: int, rngs: nnx.Rngs) -> Any:
         learned_start=c.learned_start,
         rngs=rngs,
         dtype=jnp.bfloat16 if c.precision == "bfloat16" else None,
-        checkpoint="none" if c.model == "transformer-xl" else c.checkpoint,
+        checkpoint="none" if c.model == "transformer-xl" else c.remat,
         scan=c.scan,
         **c.solver.keywords(),
     )
@@ -97,7 +97,7 @@ def _cell(config: Config, rngs: nnx.Rngs) -> Any:
 
     if c.model == "transformer-xl":
         kind = ScannedStack if c.scan else CellStack
-        return kind([block(None) for _ in range(c.layers)], checkpoint=c.checkpoint)
+        return kind([block(None) for _ in range(c.layers)], checkpoint=c.remat)
     # x is added to q, k and v of every block, or to the state once.
     later = None if c.injection == "state" else c.injection
     blocks = [block(c.injection if i == 0 else later) for i in range(c.blocks)]

@@ -166,6 +166,6 @@ forward / adjoint steps, and the share of forward solves that converged.
             "\n```sh\n" + "\n".join(f"{r['command']} --name {r['run']}" for r in rows) + "\n```\n"
         )
     text += """
-Written by `python -m experiments.evaluate --checkpoint RUN --data-dir DIR --record`.
+Written by `python -m experiments.evaluate --run RUN --data-dir DIR --record`.
 """
     return text

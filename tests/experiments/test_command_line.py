@@ -1,13 +1,19 @@
 """The experiments from the outside: flags, refusals, and a tiny run of each."""
 
 import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flax import nnx
 
-from deqjax.training import command_line, read_metrics
+from deqjax.adjoints import ADJOINTS
+from deqjax.solvers import SOLVERS
+from deqjax.training import TrainOptions, command_line, read_metrics
 from experiments import (
     convergence,
     convergence_over_training,
@@ -60,8 +66,8 @@ def run(module, *flags):
         (["--prelude", "-1"], "--prelude must be an integer >= 0"),
         (["--depth", "0"], "--depth must be an integer >= 1"),
         (
-            ["--model", "trellisnet", "--checkpoint", "all"],
-            "--checkpoint all is for transformer-xl",
+            ["--model", "trellisnet", "--remat", "all"],
+            "--remat all is for transformer-xl",
         ),
         (["--cheap-adjoint", "exact"], "is not a known adjoint"),
         (["--cutoffs", "9000"], "a cutoff must be below vocabulary"),
@@ -100,6 +106,30 @@ def test_help_shows_every_flag_with_its_default(capsys, monkeypatch):
     ):
         assert flag in said
     assert "default: anderson" in said and "default: python-docs" in said
+    for known in (SOLVERS, ADJOINTS):
+        assert all(name in said for name in known)
+    for group in ("data", "network", "dropout", "solver", "train.curriculum", "train.launch"):
+        assert f"{group} options" in said
+
+
+def test_help_begins_with_the_program_and_its_examples():
+    command = [sys.executable, "-m", "experiments.generate", "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.startswith("usage: python -m experiments.generate ")
+    assert re.search(r"^\$ python -m experiments.generate --run runs/python-docs", said, re.M)
+
+
+def test_groups_of_options_change_nothing():
+    """A base class and a nested class, at their defaults and with a preset's."""
+    seen = []
+    flags = ["--preset", "ptb", "--rtol", "0.5", "--coordinator", "a:1"]
+    command_line(language_model.Config, seen.append, flags, language_model.recipe)
+    expected = language_model.recipe(flags)
+    launch = replace(expected.train.launch, coordinator="a:1")
+    train = replace(expected.train, launch=launch)
+    solver = replace(expected.solver, rtol=0.5)
+    assert seen == [replace(expected, solver=solver, train=train)]
+    assert seen[0].train.steps == 9000 and type(seen[0].train) is TrainOptions
 
 
 def test_language_model_end_to_end(text, tmp_path, capsys):
@@ -141,8 +171,8 @@ TRAINED = {
         *("--blocks", "2", "--norm", "pre", "--prelude", "1", "--injection", "state"),
         *("--schedule", "plateau", "--softmax-chunk", "16"),
     ],
-    "trellisnet": ["--checkpoint", "sqrt", "--dropout", "0.1", "--dropout-words", "0.1"],
-    "transformer-xl": ["--checkpoint", "sqrt", "--cutoffs", "6", "--divisor", "2"],
+    "trellisnet": ["--remat", "sqrt", "--dropout", "0.1", "--dropout-words", "0.1"],
+    "transformer-xl": ["--remat", "sqrt", "--cutoffs", "6", "--divisor", "2"],
     "lstm": ["--optimiser", "sgd", "--temporal", "1", "--weight-drop", "0.2"],
 }
 
@@ -159,12 +189,12 @@ def test_every_language_model_end_to_end(model, text, tmp_path, capsys):
     assert ("final_converged" in result) == ("valid_converged" in result) == solves
 
     capsys.readouterr()
-    (lines,) = [run_evaluate(capsys, "--checkpoint", folder, "--split", "valid")]
+    (lines,) = [run_evaluate(capsys, "--run", folder, "--split", "valid")]
     assert lines[0].perplexity == pytest.approx(result["valid_perplexity"], rel=1e-4)
     assert (lines[0].steps is not None) == solves
     if not solves:
         with pytest.raises(SystemExit):
-            run(evaluate, "--checkpoint", folder, "--rtol", "0.1")
+            run(evaluate, "--run", folder, "--rtol", "0.1")
         assert "--rtol has no effect" in capsys.readouterr().err
 
 
@@ -194,7 +224,7 @@ def test_steps_are_traded_for_perplexity(text, tmp_path, capsys):
     flags = ["--dataset", "text", "--data-dir", text, "--runs", tmp_path / "runs", *SMALL, *TINY]
     run(language_model, *flags)
     folder = tmp_path / "runs" / "text"
-    lines = run_evaluate(capsys, "--checkpoint", folder, "--table", "--tokens", "200")
+    lines = run_evaluate(capsys, "--run", folder, "--table", "--tokens", "200")
     by_limit = {line.limit: line for line in lines}
     assert by_limit["at most 3 steps"].steps == 3 and by_limit["tolerance 0.1"].converged == 1
     steps = [line.steps for line in lines if line.limit.startswith("tolerance")]
@@ -212,7 +242,7 @@ def test_runs_are_recorded_with_a_command_that_repeats_them(text, tmp_path, caps
     flags += ["--cutoffs", "4", "9", "--warm-start", "--stack-steps", "1"]
     run(language_model, *flags)
     folder = tmp_path / "runs" / "text"
-    run_evaluate(capsys, "--checkpoint", folder, "--record")
+    run_evaluate(capsys, "--run", folder, "--record")
     row = json.loads((tmp_path / "recorded" / "text" / "row.json").read_text())
     assert row["memory_bytes"] > 4 * 4 * row["parameters"]  # with gradients and two moments
     assert 0 < row["non_embedding"] < row["parameters"] and row["seconds_per_step"] > 0
@@ -226,7 +256,7 @@ def test_runs_are_recorded_with_a_command_that_repeats_them(text, tmp_path, caps
     assert recorded.command(again[0]) == row["command"] == recorded.command(config)
     assert again[0].train.steps == 3 and again[0].cutoffs == (4, 9) and again[0].warm_start
     with pytest.raises(SystemExit):
-        run(evaluate, "--checkpoint", folder, "--record", "--tokens", "9")
+        run(evaluate, "--run", folder, "--record", "--tokens", "9")
     assert "--record keeps" in capsys.readouterr().err
 
 
@@ -239,10 +269,10 @@ def test_the_vocabulary_is_kept_and_checked(text, tmp_path, capsys):
     (other / "input.txt").write_text("another text, with other letters: ABC\n" * 100)
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        run(evaluate, "--checkpoint", folder, "--data-dir", other)
+        run(evaluate, "--run", folder, "--data-dir", other)
     assert "another vocabulary" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        run(evaluate, "--checkpoint", tmp_path / "nothing")
+        run(evaluate, "--run", tmp_path / "nothing")
     assert "holds no run" in capsys.readouterr().err
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from deqjax import Anderson
 from deqjax.training import command_line
-from deqjax.training.configs import named
-from experiments import full_size
+from experiments.full_size import memory as full_size
+from experiments.full_size import named
 
 
 def run(*flags):

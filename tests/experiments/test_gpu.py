@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from deqjax.training import command_line
-from deqjax.training.configs import CONFIGS, named
-from deqjax.training.plan import plan
+from experiments.full_size import CONFIGS, named
+from experiments.full_size.plan import plan
 from experiments.gpu import Config, penn, report, solvers, step
 from experiments.gpu.__main__ import main
 from experiments.gpu.ledger import Ledger

@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from deqjax.training import command_line
-from deqjax.training.configs import named
 from experiments import measured_step
+from experiments.full_size import named
 
 NAMES = ("wt103-transformer-small", "wt103-transformer-small-explicit")
 SMALL = dict(vocabulary=50, cutoffs=(), n_in=20, d=20, inner=40, segment=4, memory=4)

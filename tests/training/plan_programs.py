@@ -5,7 +5,7 @@ import sys
 import jax
 from test_plan import SMALL, cell_flops
 
-from deqjax.training.plan import plan
+from experiments.full_size.plan import plan
 
 
 def every_chip_computes_its_own_samples():

@@ -15,16 +15,17 @@ from flax import nnx
 
 from deqjax.nn import DEQ
 from deqjax.training import OptionError, SolverOptions, Task, TrainOptions
-from deqjax.training.configs import named
-from deqjax.training.plan import CHIPS, Collective, Cost, Costs, Roofline, largest, plan
+from deqjax.training.plan import CHIPS, Asked, Collective, Cost, Costs, Roofline, largest, plan
 from deqjax.training.plan.__main__ import Config, flagged, main, task_of
 from deqjax.training.plan.cost import program_costs
 from deqjax.training.plan.hlo import Program, arrays, collectives
 from deqjax.training.plan.memory import shortage
-from deqjax.training.plan.program import Programs
+from deqjax.training.plan.program import Programs, Subject
 from deqjax.training.plan.report import largest_text, report
 from deqjax.training.plan.search import largest_batch
 from deqjax.training.plan.topology import devices_of
+from experiments.full_size import named
+from experiments.full_size import plan as full_size
 
 SMALL = replace(
     named("wt103-transformer-small"),
@@ -234,7 +235,7 @@ PROGRAMS = ["every_chip_computes_its_own_samples", "tensor_parallel"]
 @pytest.fixture(scope="module")
 def one_chip():
     jax.devices()  # started, so that a plan cannot ask for more of them
-    return plan(SMALL, "cpu:1", solver=SolverOptions(solver="picard"), evaluations=False)
+    return full_size.plan(SMALL, "cpu:1", solver=SolverOptions(solver="picard"), evaluations=False)
 
 
 def test_a_report_has_every_part(one_chip):
@@ -279,12 +280,12 @@ def test_wrong_options_are_one_sentence():
     ):
         options = dict(config=SMALL, topology="cpu:1") | wrong
         with pytest.raises(OptionError, match=sentence):
-            plan(options.pop("config"), options.pop("topology"), **options)
+            full_size.plan(options.pop("config"), options.pop("topology"), **options)
     with pytest.raises(OptionError, match="must not be negative"):
-        main(Config(forward_steps=-1))
+        full_size.main(full_size.Config(asked=Asked(forward_steps=-1)))
 
 
-def numbers():
+def numbers(batch_size=6):
     """What `plan_programs:numbers` would name: a task that is no language model."""
 
     class Cell(nnx.Module):
@@ -300,13 +301,13 @@ def numbers():
             return DEQ(Cell(rngs), solver="picard")
 
         def batch(self, index, rows=slice(None)):
-            return np.ones((6, 4), np.float32)[rows]
+            return np.ones((batch_size, 4), np.float32)[rows]
 
         def loss(self, model, carry, batch, *, step, phase, probe):
             sol = model(batch)
             return jnp.mean((sol.z - 0.5) ** 2), (carry, {"solve": sol.stats})
 
-    return Regression(), TrainOptions(batch_size=6, optimiser="sgd")
+    return Regression(), TrainOptions(batch_size=batch_size, optimiser="sgd")
 
 
 def test_any_task_is_planned(capsys):
@@ -320,9 +321,9 @@ def test_any_task_is_planned(capsys):
         plan(task, replace(options, batch_size=8), "cpu:1")
 
 
-def test_a_task_is_named_on_the_command_line(monkeypatch):
+def test_a_task_is_named_on_the_command_line(monkeypatch, capsys):
     sys.modules["some_tasks"] = module = types.ModuleType("some_tasks")
-    monkeypatch.setattr(module, "numbers", numbers, raising=False)
+    monkeypatch.setattr(module, "numbers", lambda: numbers(), raising=False)
     monkeypatch.setattr(module, "nothing", lambda: None, raising=False)
     assert flagged(["some_tasks:numbers", "--json"]) == ["--task", "some_tasks:numbers", "--json"]
     assert flagged(["--json"]) == ["--json"]
@@ -335,8 +336,11 @@ def test_a_task_is_named_on_the_command_line(monkeypatch):
     ):
         with pytest.raises(OptionError, match=says):
             task_of(spec)
-    with pytest.raises(OptionError, match="--chunk-size is for --config"):
-        main(Config(task="some_tasks:numbers", topology="cpu:1", chunk_size=3))
+    with pytest.raises(OptionError, match="give the function a keyword batch_size"):
+        main(Config(task="some_tasks:numbers", topology="cpu:1", batch_size=3))
+    monkeypatch.setattr(module, "many", lambda batch_size=6: numbers(batch_size), raising=False)
+    main(Config(task="some_tasks:many", topology="cpu:1", batch_size=3, asked=Asked(json=True)))
+    assert json.loads(capsys.readouterr().out)["global_batch"] == 3
     del sys.modules["some_tasks"]
 
 
@@ -429,7 +433,7 @@ def test_a_tpu_program():
     """The parser reads what libtpu writes: the work of the cell, in VMEM or not."""
     pytest.importorskip("libtpu")
     wide = replace(SMALL, inner=2000)  # most of its work is in products, which both count
-    found = plan(wide, "v5e:2x2", global_batch=8)
+    found = full_size.plan(wide, "v5e:2x2", global_batch=8)
     assert found.chips == 4 and found.rows == 2 and found.fits
     assert found.costs.loops == (1, 1)
     for got in (found.evaluation.flops, found.costs.forward.flops):
@@ -446,7 +450,8 @@ def test_a_tpu_step_turns_no_parameter_or_moment_round():
     _, devices = devices_of("v5e:2x2")
     words = replace(SMALL, vocabulary=20_000, n_in=60, d=60)
     options = TrainOptions(batch_size=8, learning_rate=1e-3)
-    programs = Programs.of(words, options, SolverOptions(), "float32", devices)
+    task = full_size.task(words, options, SolverOptions())
+    programs = Programs.of(Subject.of(task, words.name), options, devices)
     text = programs.train_step().compile().as_text()
     entry = text[text.index("\nENTRY") :]
     state = re.findall(r"(%\S+) = f32\[20000,60\]\S* parameter", entry)
@@ -457,7 +462,7 @@ def test_a_tpu_step_turns_no_parameter_or_moment_round():
 @pytest.mark.slow
 def test_a_gpu_program():
     pytest.importorskip("jax_plugins.xla_cuda12")
-    found = plan(SMALL, "h100:4", global_batch=8)
+    found = full_size.plan(SMALL, "h100:4", global_batch=8)
     assert found.chips == 4 and found.costs.loops == (1, 1)
     for got in (found.evaluation.flops, found.costs.forward.flops):
         assert 1 <= got / (2 * cell_flops(SMALL)) < 1.05, got

@@ -163,8 +163,8 @@ class LanguageModelling(Task):
                 loss += self.start * metrics["start"]
             if self.penalties.jacobian:
                 factor = 1.0 if carry.pressure is None else carry.pressure.factor
-                metrics["jacobian"], weight = self._of_jacobian(model, out, step)
-                loss += metrics["jacobian"] * weight * factor
+                metrics["jacobian"] = self._of_jacobian(model, out, step)
+                loss += metrics["jacobian"] * self.penalties.jacobian * factor
             if self.warm_start:
                 carry = carry._replace(z=jax.lax.stop_gradient(out.solution.z))
         return loss, (carry, metrics)
@@ -190,8 +190,8 @@ class LanguageModelling(Task):
             penalty += p.temporal * jnp.mean((out.hidden[:, 1:] - out.hidden[:, :-1]) ** 2)
         return penalty
 
-    def _of_jacobian(self, model, out, step) -> tuple[jax.Array, jax.Array]:
-        """‖J‖²/n at z*, at a share of the steps and else zero; and its weight without pressure."""
+    def _of_jacobian(self, model, out, step) -> jax.Array:
+        """‖J‖²/n at z*, at a share of the steps and else zero."""
         p = self.penalties
         draw, probe = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), step))
         f = lambda z: model.cell(z, out.context)
@@ -201,8 +201,7 @@ class LanguageModelling(Task):
 
         paid = jax.random.bernoulli(draw, p.jacobian_share)
         zero = lambda z: vary_with(jnp.zeros(()), z)
-        value = jax.lax.cond(paid, penalty, zero, out.solution.z)
-        return value, p.jacobian + p.jacobian_growth * (step // p.jacobian_every)
+        return jax.lax.cond(paid, penalty, zero, out.solution.z)
 
     def evaluate(self, model: Any) -> dict[str, float]:
         score = perplexity(model, self.valid)

@@ -1,18 +1,16 @@
-"""A plan: the real train step of a full-size model, compiled for a topology."""
+"""A plan: the real train step of a task, compiled for a topology."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, overload
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from ..configs import FullSize, named
-from ..mesh import parse_mesh
 from ..options import OptionError, SolverOptions, TrainOptions, checked
 from ..step import Task
 from .chips import Chip
@@ -31,9 +29,9 @@ class Plan:
     """What a train step takes of every chip. All sizes are bytes, all times seconds.
 
     Attributes:
-        config: the model's name, or that of the task.
+        config: the name of what is planned.
         topology, chip, chips: what it is compiled for.
-        options, solver, precision: how it trains; the solver is None where the task has its own.
+        options, solver, precision: how it trains; the solver is None where nobody said it.
         mesh: sizes of the mesh's axes; {} for one chip.
         rows: samples that a chip computes at once.
         segment: positions of a sample.
@@ -125,117 +123,18 @@ class Plan:
         )
 
 
-@overload
 def plan(
-    subject: Task,
-    options: TrainOptions,
-    topology: str,
-    *,
-    name: str | None = None,
-    precision: Precision = "float32",
-    evaluations: bool = True,
-) -> Plan: ...
-
-
-@overload
-def plan(
-    subject: str | FullSize,
-    topology: str,
-    *,
-    global_batch: int | None = None,
-    parallel: Literal["shard_map", "jit", "pmap"] = "shard_map",
-    mesh: str | None = None,
-    accumulate: int = 1,
-    solver: SolverOptions | None = None,
-    precision: Precision = "float32",
-    options: TrainOptions | None = None,
-    chunk_size: int | None = None,
-    evaluations: bool = True,
-) -> Plan: ...
-
-
-def plan(subject: Any, *given: Any, **keywords: Any) -> Plan:
-    """Compile a train step for `topology` and read off what it takes. Nothing is run, and no array
-    of the model is made.
-
-    `plan(task, options, topology)` is for any task, as `plan_task` says; `plan(config, topology)`
-    for a full-size model of the paper, as `plan_config` does.
-    """
-    kind: Any = plan_task if isinstance(subject, Task) else plan_config
-    return kind(subject, *given, **keywords)
-
-
-def plan_config(
-    config: str | FullSize,
-    topology: str,
-    *,
-    global_batch: int | None = None,
-    parallel: Literal["shard_map", "jit", "pmap"] = "shard_map",
-    mesh: str | None = None,
-    accumulate: int = 1,
-    solver: SolverOptions | None = None,
-    precision: Precision = "float32",
-    options: TrainOptions | None = None,
-    chunk_size: int | None = None,
-    evaluations: bool = True,
-) -> Plan:
-    """Compile a full-size model's train step for `topology`.
-
-    Args:
-        config: a name in `deqjax.training.configs.CONFIGS`, or such a configuration.
-        topology: "v5e:16x16", "v5p:2x2x1", "v6e:4x4", "h100:8", or "cpu:8".
-        global_batch: samples in a step; if not given, the configuration's own, rounded up to what
-            can be cut evenly.
-        parallel: as in `TrainOptions`.
-        mesh: as in `TrainOptions`.
-        accumulate: as in `TrainOptions`.
-        solver: Anderson to rtol 1e-3 in at most 30 steps if not given.
-        precision: of f, as `DEQ(dtype=)`; parameters stay in float32.
-        options: everything else about training: the optimiser, say.
-        chunk_size: positions that a transformer's cell computes at a time.
-        evaluations: compile f and its pull-back alone as well.
-
-    Raises:
-        OptionError: the name, the topology or the mesh cannot be; a compiler is not installed.
-
-    Examples:
-        >>> from dataclasses import replace
-        >>> from deqjax.training import SolverOptions
-        >>> from deqjax.training.configs import named
-        >>> from deqjax.training.plan import plan
-        >>> small = replace(named("wt103-transformer-small"), vocabulary=50, cutoffs=(), n_in=20,
-        ...                 d=20, inner=40, segment=4, memory=4, batch=2)
-        >>> found = plan(small, "cpu:1", solver=SolverOptions("picard"), evaluations=False)
-        >>> found.global_batch, found.parameters, found.memory.parameters
-        (2, 6170, 24680)
-    """
-    model = _config(config)
-    if chunk_size is not None:
-        model = _in_chunks(model, chunk_size)
-    chip, devices = devices_of(topology)
-    solver = SolverOptions() if solver is None else solver
-    options = replace(
-        TrainOptions() if options is None else options,
-        parallel=parallel,
-        mesh=mesh,
-        accumulate=accumulate,
-    )
-    options = replace(options, batch_size=_batch(model, options, devices, global_batch))
-    checked(solver, options)
-    subject = Subject.of_config(model, options, solver, precision)
-    return _compiled(subject, options, topology, chip, devices, solver, precision, evaluations)
-
-
-def plan_task(
     task: Task,
     options: TrainOptions,
     topology: str,
     *,
     name: str | None = None,
+    solver: SolverOptions | None = None,
     precision: Precision = "float32",
     evaluations: bool = True,
 ) -> Plan:
-    """Compile the train step of any task for `topology`, as `fit(task, options, ...)` runs it.
+    """Compile a train step for `topology`, as `fit(task, options, ...)` runs it, and read off what
+    it takes. Nothing is run, and no array of the model is made.
 
     Only the shapes of the first batch are looked at. Where the equation is not that of a
     `LanguageModel`, what the solver keeps is not told apart from activations, and f is not compiled
@@ -244,13 +143,28 @@ def plan_task(
     Args:
         task: as `fit` takes it.
         options: as `fit` takes them; `batch_size` is that of the task's batches.
-        topology: as `plan` takes it.
+        topology: "v5e:16x16", "v5p:2x2x1", "v6e:4x4", "h100:8", or "cpu:8".
         name: of the report; the task's kind if not given.
+        solver: what the report says of the task's solves.
         precision: of f, for the roofline: the task has its own.
         evaluations: compile f and its pull-back alone as well.
 
     Raises:
         OptionError: the topology, mesh or batch size cannot be; a compiler is not installed.
+
+    Examples:
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from deqjax.data import Stream
+        >>> from deqjax.nn import LanguageModel, TrellisCell
+        >>> from deqjax.training import LanguageModelling, TrainOptions
+        >>> def build(rngs):
+        ...     return LanguageModel(50, TrellisCell(4, hidden=6, rngs=rngs), rngs=rngs)
+        >>> stream = Stream(np.zeros(64, np.int32), batch_size=2, segment=8)
+        >>> task = LanguageModelling(build, stream, stream)
+        >>> found = plan(task, TrainOptions(batch_size=2), "cpu:1", evaluations=False)
+        >>> found.global_batch, found.parameters == found.memory.parameters / 4
+        (2, True)
     """
     checked(options)
     chip, devices = devices_of(topology)
@@ -261,20 +175,7 @@ def plan_task(
             f"the task's batches have {rows} samples and batch_size is {options.batch_size}: give "
             "both the same"
         )
-    subject = Subject.of_task(task, type(task).__name__ if name is None else name)
-    return _compiled(subject, options, topology, chip, devices, None, precision, evaluations)
-
-
-def _compiled(
-    subject: Subject,
-    options: TrainOptions,
-    topology: str,
-    chip: Chip,
-    devices: list[Any],
-    solver: SolverOptions | None,
-    precision: Precision,
-    evaluations: bool,
-) -> Plan:
+    subject = Subject.of(task, type(task).__name__ if name is None else name)
     programs = Programs.of(subject, options, devices)
     fields = from_shapes(programs, chip.memory)
     lowered = programs.train_step()
@@ -345,27 +246,3 @@ def largest(
     limit = first.memory.capacity
     begin = first.global_batch
     return largest_batch(needs, unit, limit, first=begin, within=within, compilations=compilations)
-
-
-def _in_chunks(model: FullSize, size: int) -> FullSize:
-    if model.kind != "transformer" or size < 1:
-        raise OptionError(f"--chunk-size is for transformers, and at least 1; got {size}")
-    return replace(model, chunk_size=size)
-
-
-def _config(config: str | FullSize) -> FullSize:
-    if isinstance(config, FullSize):
-        return config
-    try:
-        return named(config)
-    except ValueError as wrong:
-        raise OptionError(f"--config {wrong}") from None
-
-
-def _batch(model: FullSize, options: TrainOptions, devices: list, given: int | None) -> int:
-    """The batch given, or the model's own, rounded up."""
-    if given is not None:
-        return given
-    sizes = {"data": len(devices)} if options.mesh is None else parse_mesh(options.mesh)
-    unit = sizes["data"] * sizes.get("fsdp", 1) * options.accumulate
-    return -(-model.batch // unit) * unit

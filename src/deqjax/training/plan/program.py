@@ -13,13 +13,11 @@ from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from ...data import Stream
 from ...nn import TransformerInput
 from ...solvers.base import DEFAULT_MAX_STEPS
-from ..configs import FullSize
 from ..language_modelling import LanguageModelling
 from ..mesh import ROWS, parameter_specs, row_specs, shardings, without
-from ..options import SolverOptions, TrainOptions
+from ..options import TrainOptions
 from ..parallel import Parallel
 from ..schedules import Plateau
 from ..schedules import optimiser as make_optimiser
@@ -47,14 +45,7 @@ class Subject:
     known: bool
 
     @classmethod
-    def of_config(
-        cls, config: FullSize, options: TrainOptions, solver: SolverOptions, precision: str
-    ) -> Subject:
-        task = _task(config, options, solver, precision)
-        return cls(config.name, task, config.solves, config.segment, config.solves)
-
-    @classmethod
-    def of_task(cls, task: Task, name: str) -> Subject:
+    def of(cls, task: Task, name: str) -> Subject:
         solves = bool(getattr(task, "solves", False))
         language = isinstance(task, LanguageModelling)
         segment = task.train.segment if language else 1
@@ -167,19 +158,6 @@ class Programs:
 
     def model_of(self, state: TrainState) -> Any:
         return nnx.merge(self.graph, state.params, state.rest)
-
-
-def _task(config: FullSize, options: TrainOptions, solver: SolverOptions, precision: str):
-    dtype = None if precision == "float32" else jnp.dtype(precision)
-
-    def new_model(rngs: nnx.Rngs) -> Any:
-        keywords = solver.keywords() if config.solves else {}
-        return config.build(rngs, dtype=dtype, **keywords)
-
-    # One segment of every row, all of the same word, which takes no memory.
-    words = np.broadcast_to(np.int32(0), (options.batch_size * config.segment,))
-    stream = Stream(words, options.batch_size, config.segment, 0)
-    return LanguageModelling(new_model, stream, stream, adjoint=solver.adjoint)
 
 
 def _placed(tree: PyTree, where: PyTree) -> PyTree:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deqjax.training.configs import CONFIGS, build, named
+from experiments.full_size import CONFIGS, build, named
 
 EQUILIBRIA = (
     "wt103-transformer-small",

@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 from flax import nnx
 
-from .._errors import suggest
-from ..nn import (
+from deqjax._errors import suggest
+from deqjax.nn import (
     AdaptiveEmbedding,
     AdaptiveSoftmax,
     CellStack,

@@ -1,12 +1,4 @@
-"""The paper's full-size models: how many parameters they have, and what training them takes.
-
-    python -m experiments.full_size                                       # on this machine's CPU
-    python -m experiments.full_size --target v5e                          # for a TPU; needs libtpu
-    python -m experiments.full_size --only wt103-transformer-small
-
-Models are compiled and never run, so that no memory is needed for them. Writes the tables into
-`experiments/results/full_size.md`; what this run does not measure stays in them.
-"""
+"""How many parameters the full-size models have, and what training them takes, as tables."""
 
 from __future__ import annotations
 
@@ -27,12 +19,12 @@ from flax import nnx
 
 from deqjax.nn import DEQ, TransformerInput
 from deqjax.solvers import Anderson, Broyden, Solver
-from deqjax.training import OptionError, command_line
-from deqjax.training.configs import CONFIGS, FullSize, named
+from deqjax.training import OptionError
 from deqjax.training.plan.memory import from_compiler, shortage
 from deqjax.training.plan.topology import devices_of
 
-from .tables import table
+from ..tables import table
+from .configs import CONFIGS, FullSize, named
 
 Target = Literal["cpu", "v5e", "v5p"]
 SolverName = Literal["anderson", "anderson-bfloat16", "broyden"]
@@ -326,7 +318,3 @@ def _write(path: Path, kept: dict[str, Any]) -> None:
     text = ["# Full-size models", "", count_table(kept["counts"]), "", "# Training memory", ""]
     text += [COUNTED.format(segment=SEGMENT, batch=BATCH, steps=MAX_STEPS), ""]
     path.write_text("\n".join(text) + "\n" + memory_tables(kept["targets"]), "utf-8")
-
-
-if __name__ == "__main__":
-    command_line(Config, main)
