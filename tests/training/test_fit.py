@@ -88,6 +88,7 @@ def test_hooks_see_every_step_and_add_to_the_record(trained):
     rows = read_metrics(run.directory)
     assert [row["step"] for row in rows] == [2, 4, 6]
     assert all(row["widest"] > 0 and row["largest"] > 0 for row in rows)
+    assert all("samples_per_second" in row and "tokens_per_second" not in row for row in rows)
     assert [row.get("within_one") for row in rows] == [None, 0.25, 0.25]
     assert json.loads((run.directory / "config.json").read_text())["batch_size"] == 8
     assert [path.name for path in (run.directory / "snapshots").iterdir()] == ["00000004.npz"]

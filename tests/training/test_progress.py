@@ -60,6 +60,8 @@ def test_columns_hold_still():
         clock.now += 1
         progress.update(step, loss=loss, converged=share, tokens_per_second=100.0)
     assert len({line.index("tok/s") for line in out.getvalue().splitlines()}) == 1
+    progress.update(4, samples_per_second=1280.0)
+    assert "1.3k samples/s" in out.getvalue()
 
 
 def test_a_log_gets_a_line_now_and_then_and_the_last():

@@ -40,26 +40,26 @@ _QUIET = (
 
 @dataclass
 class Measure:
-    """The metrics of a step, how many tokens a second there were, and the share of the time that
-    the devices waited for input."""
+    """The metrics of a step, how many samples or tokens a second there were, and the share of the
+    time that the devices waited for input."""
 
     every: int
-    tokens: int = 0
+    count: int = 0
     waited: float = 0.0
     began: float = field(default_factory=time.monotonic)
 
     def __call__(self, at: Moment) -> None:
-        self.tokens += at.tokens
+        self.count += at.count
         if at.due(self.every):
             passed = time.monotonic() - self.began
             at.row |= {k: float(v) for k, v in jax.device_get(at.metrics).items()}
-            at.row["tokens_per_second"] = round(self.tokens / passed, 1)
+            at.row[f"{at.run.task.counted}_per_second"] = round(self.count / passed, 1)
             at.row["input_wait"] = round((at.waited - self.waited) / passed, 5)
 
     def begin(self, at: Moment) -> None:
         """Count from here, after what was not training."""
         if at.due(self.every):
-            self.began, self.tokens, self.waited = time.monotonic(), 0, at.waited
+            self.began, self.count, self.waited = time.monotonic(), 0, at.waited
 
 
 @dataclass

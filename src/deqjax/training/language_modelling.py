@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +84,7 @@ class LanguageModelling(Task):
     """
 
     shares_evaluation: ClassVar[bool] = True
+    counted: ClassVar[Literal["samples", "tokens"]] = "tokens"
 
     new_model: Callable[[nnx.Rngs], Any]
     train: Stream

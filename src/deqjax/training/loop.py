@@ -152,14 +152,14 @@ def fit(
                     progress.note(news)
             every = usual(options, watch, asked, hooks)
             for step in range(start, options.steps):
-                batch, tokens = next(batches)
+                batch, count = next(batches)
                 state, found = compiled(options.phase(step))(state, batch)
                 at = Moment(
                     run=run,
                     step=step + 1,
                     state=state,
                     metrics=found,
-                    tokens=tokens,
+                    count=count,
                     waited=batches.waited,
                     last=step + 1 == options.steps,
                 )
@@ -174,12 +174,12 @@ def fit(
 
 
 def _batch(task: Task, options: TrainOptions, parallel: Parallel, step: int) -> tuple[Any, int]:
-    """The batch of a step on the devices, and how many tokens all of it has."""
+    """The batch of a step on the devices, and how many samples or tokens all of it has."""
     size = options.batch_size
     rows = parallel.rows(size)
     batch = task.batch(step, rows)
-    tokens = _tokens(batch) * size // (rows.stop - rows.start)
-    return parallel.put(batch, size), tokens
+    count = _counted(task, batch) * size // (rows.stop - rows.start)
+    return parallel.put(batch, size), count
 
 
 def _interrupted(run: Running, step: int) -> Interrupted:
@@ -218,9 +218,8 @@ class _Nowhere(io.StringIO):
         return len(text)
 
 
-def _tokens(batch: Any) -> int:
-    """Scored positions of a batch; its largest leaf if it has no weights."""
-    weights = getattr(batch, "weights", None)
-    if weights is not None:
-        return int(np.count_nonzero(weights))
-    return max(np.size(x) for x in jax.tree.leaves(batch))
+def _counted(task: Task, batch: Any) -> int:
+    """Samples of a batch, or its scored positions."""
+    if task.counted == "tokens":
+        return int(np.count_nonzero(batch.weights))
+    return next(len(x) for x in jax.tree.leaves(batch) if np.ndim(x))

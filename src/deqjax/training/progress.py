@@ -22,7 +22,7 @@ _SHORT = {
     "valid_forward_steps": "valid fwd",
 }
 _SHARES = {"converged": "converged", "valid_converged": "valid converged"}
-_RATE = "tokens_per_second"
+_RATES = {"tokens_per_second": "tok/s", "samples_per_second": "samples/s"}
 
 
 class Progress:
@@ -90,8 +90,9 @@ class Progress:
         Args:
             step: from 1 to `total`. It may start anywhere, as in a resumed run, and jump.
             **fields: numbers to show. `loss`, `perplexity`, `valid_perplexity`, `forward_steps`,
-                `adjoint_steps`, `converged` (a share from 0 to 1) and `tokens_per_second` have a
-                form of their own; others appear under their names. None leaves a field out.
+                `adjoint_steps`, `converged` (a share from 0 to 1), `tokens_per_second` and
+                `samples_per_second` have a form of their own; others appear under their names. None
+                leaves a field out.
         """
         now = self._clock()
         self._recent.append((now, operator.index(step)))
@@ -147,7 +148,7 @@ class Progress:
         parts = [f"step {step:>{len(str(self.total))}}/{self.total}  {percent:>3}%"]
         rate = self._steps_per_second()
         for name, value in fields.items():
-            if value is None or name == _RATE:
+            if value is None or name in _RATES:
                 continue
             number = float(value)
             if name in _SHARES:
@@ -156,9 +157,9 @@ class Progress:
                 parts.append(f"{_SHORT.get(name, name.replace('_', ' '))} {number:>4.1f}")
             else:
                 parts.append(f"{_SHORT.get(name, name.replace('_', ' '))} {_number(number)}")
-        if fields.get(_RATE) is not None:
-            parts.append(f"{_count(float(fields[_RATE]))} tok/s")
-        elif rate:
+        counted = [name for name in _RATES if fields.get(name) is not None]
+        parts += [f"{_count(float(fields[name]))} {_RATES[name]}" for name in counted]
+        if rate and not counted:
             parts.append(f"{_count(rate)} step/s")
         if step >= self.total:
             parts.append(f"in {_duration(now - self._start)}")

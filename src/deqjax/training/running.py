@@ -91,7 +91,7 @@ class Moment:
         row: what is to be a line of `metrics.jsonl`; a hook before the writing one may add to it.
             Nothing is written where it is empty.
         metrics: those of the step, on the devices: reading one waits for it.
-        tokens: positions of the batch.
+        count: samples or tokens of the batch, as `Task.counted` says.
         waited: seconds that the run has stood still for its input.
         last: whether this is the last step.
         stopping: whether the run has been asked to stop.
@@ -101,7 +101,7 @@ class Moment:
     step: int
     state: TrainState
     metrics: dict[str, Any]
-    tokens: int
+    count: int
     waited: float
     last: bool
     stopping: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,9 @@ class Task:
     # Whether `evaluate` shares its work out over the processes and devices of a job by itself, as
     # `perplexity` does; else process 0 evaluates.
     shares_evaluation: ClassVar[bool] = False
+    # What the rate of training counts: samples, or tokens, which are those that `batch.weights`
+    # count.
+    counted: ClassVar[Literal["samples", "tokens"]] = "samples"
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """A new model."""
