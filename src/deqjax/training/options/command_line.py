@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable
@@ -102,7 +103,9 @@ def _help(kind: Any) -> dict[str, str]:
     """The text under each field, or in its metadata, in one line."""
     from docstring_parser import parse_from_object
 
-    found: dict[str, Any] = {p.arg_name: p.description for p in parse_from_object(kind).params}
+    found: dict[str, Any] = {}
+    with contextlib.suppress(OSError, TypeError):  # of a class that was typed in there is no source
+        found |= {p.arg_name: p.description for p in parse_from_object(kind).params}
     found |= {f.name: f.metadata["help"] for f in _own(kind) if "help" in f.metadata}
     return {name: " ".join(text.split()) for name, text in found.items() if text}
 
