@@ -270,8 +270,11 @@ def test_wrong_options_are_one_sentence():
     jax.devices()
     for wrong, sentence in (
         (dict(config="wt103-transformer-smal"), "did you mean 'wt103-transformer-small'"),
-        (dict(topology="v9:2x2"), "v9 is unknown here.*known are cpu, h100, v5e, v5p, v6e"),
-        (dict(topology="a100:8"), "a100 is unknown here"),
+        (
+            dict(topology="v9:2x2"),
+            "v9 is unknown here.*known are a100, b200, cpu, h100, h200, v5e, v5p, v6e",
+        ),
+        (dict(topology="a10:8"), "a10 is unknown here"),
         (dict(topology="v5e"), "such as v5e:4x4"),
         (dict(topology="cpu:99"), "device_count=99"),
         (dict(mesh="data=3"), "is for 3 devices; there are 1"),
