@@ -25,7 +25,7 @@ class Remedy:
         clip: the largest norm of a batch's gradient.
         penalty: weight of ‖J‖²/n in the loss.
         max_gain: as in `Implicit`.
-        unfinished: as in `Implicit`.
+        unconverged: as in `Implicit`.
         finished_only: as in `Classifier`.
         contractive: as in `Cell`.
     """
@@ -34,7 +34,7 @@ class Remedy:
     clip: float | None = None
     penalty: float = 0.0
     max_gain: float | None = None
-    unfinished: str = "exact"
+    unconverged: str = "exact"
     finished_only: bool = False
     contractive: bool = False
 
@@ -46,7 +46,7 @@ REMEDIES = {
     "finished": Remedy("no gradient through unfinished solves", finished_only=True),
     "gain": Remedy("a sample's gain limited to 10", max_gain=10.0),
     "safeguarded": Remedy(
-        "gain limited to 10, u = v where unfinished", max_gain=10.0, unfinished="jfb"
+        "gain limited to 10, u = v where unfinished", max_gain=10.0, unconverged="jfb"
     ),
     "contractive": Remedy("W kept at ‖W‖₂ ≤ 0.95", contractive=True),
 }
@@ -74,7 +74,7 @@ class Row:
             d,
             solver=self.solver,
             # Named also where it is exact, which the default of `DEQ` is not.
-            adjoint=Implicit(max_gain=remedy.max_gain, unfinished=remedy.unfinished),
+            adjoint=Implicit(max_gain=remedy.max_gain, unconverged=remedy.unconverged),
             rtol=RTOL,
             contractive=remedy.contractive,
             finished_only=remedy.finished_only,

@@ -99,10 +99,10 @@ _MESSAGES = {
         "flow: z leaves every bound before t1"
     ),
     Status.LIMITED: (
-        "the adjoint's u was scaled down to max_gain times v, or is v since the forward solve had "
-        "not converged: the gradient of this sample is an approximation, asked for by "
-        "Implicit(max_gain=..., unfinished='jfb'); of maxsat: damping above 1e-6, or a result at "
-        "exactly 0 or 1, where the angle has no derivative"
+        "the adjoint's u was scaled down to max_gain times v, or the forward solve had not "
+        "converged: the gradient of this sample is an approximation, asked for by "
+        "Implicit(max_gain=..., unconverged='jfb' | 'tail' | 'zero'); of maxsat: damping above "
+        "1e-6, or a result at exactly 0 or 1, where the angle has no derivative"
     ),
     Status.INFEASIBLE: (
         "no z meets the constraints: a certificate (Farkas) was found and checked; relax them, or "

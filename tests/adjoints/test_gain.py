@@ -158,15 +158,15 @@ def test_no_sum_of_statuses_is_one():
         Status(5)
 
 
-# ------------------------------------------------------------------------------- unfinished solves
+# ----------------------------------------------------------------------------- unconverged solves
 
 
-def test_unfinished_samples_can_be_given_v_and_no_other():
+def test_unconverged_samples_can_have_an_approximation_and_no_other():
     a, v = np.array([[0.5], [0.9]]), np.array([[1.0], [2.0]])
     x = np.ones_like(a)
 
-    def run(unfinished):
-        adjoint = deqjax.Implicit(solver="anderson", unfinished=unfinished)
+    def run(unconverged):
+        adjoint = deqjax.Implicit(solver="anderson", unconverged=unconverged)
 
         def of(x, probe):
             sol = deqjax.fixed_point(
@@ -186,5 +186,10 @@ def test_unfinished_samples_can_be_given_v_and_no_other():
     (exact, report), _ = run("exact")
     np.testing.assert_allclose(exact[:, 0], [2.0, 20.0], rtol=1e-3)
     np.testing.assert_array_equal(report.converged, 1)
-    with pytest.raises(ValueError, match="'exact' or 'jfb'"):
-        deqjax.Implicit(unfinished="phantom")
+    # Σ aⁱ over the five applications that a tail has, and nothing.
+    for which, wanted in (("tail", 2 * (1 - 0.9**5) / (1 - 0.9)), ("zero", 0.0)):
+        (u, report), _ = run(which)
+        np.testing.assert_allclose(u[:, 0], [2.0, wanted], rtol=1e-3)
+        assert [int(s) for s in report.status] == [Status.CONVERGED, Status.LIMITED]
+    with pytest.raises(ValueError, match="'exact', 'jfb', 'tail' or 'zero'"):
+        deqjax.Implicit(unconverged="phantom")

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from .._errors import check_tolerance
-from .._solution import Status
+from .._solution import Stats, Status
 from .._state import select, times
 from ..solvers import Solver, as_solver
 from ..solvers.base import DEFAULT_MAX_STEPS
 from .base import Adjoint
+from .tail import Tail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +41,17 @@ class Implicit(Adjoint):
         max_gain: None, exact; or the largest ‖u‖/‖v‖ of a sample, whose u is scaled down to it. An
             approximation, reported as `Status.LIMITED`: it bounds what one sample near a singular
             I − J can do to a gradient, as clipping does for all samples together.
-        unfinished: what becomes of a sample whose forward solve did not converge. "exact" solves
+        unconverged: what becomes of a sample whose forward solve did not converge. "exact" solves
             its adjoint at the z that there is; where that is no equilibrium but a near miss (the
             smallest residual that is not zero is where I − J is singular), its u is long and
-            belongs to nothing. "jfb" takes u = v there, an approximation (`Status.LIMITED`).
+            belongs to nothing. The others are approximations (`Status.LIMITED`): "jfb" takes u = v,
+            "tail" back-propagates through a few more applications of f (`Tail`, at its default, at
+            the cost of as many evaluations and pull-backs), "zero" leaves the sample out.
     """
 
     solver: str | Solver | None = None
     max_gain: float | None = None
-    unfinished: str = "exact"
+    unconverged: str = "exact"
 
     name = "implicit"
     exact = True
@@ -58,8 +61,10 @@ class Implicit(Adjoint):
         if self.solver is not None:
             object.__setattr__(self, "solver", as_solver(self.solver, "Implicit(solver)"))
         check_tolerance("max_gain", self.max_gain)
-        if self.unfinished not in ("exact", "jfb"):
-            raise ValueError(f"unfinished must be 'exact' or 'jfb', got {self.unfinished!r}")
+        if self.unconverged not in ("exact", "jfb", "tail", "zero"):
+            raise ValueError(
+                f"unconverged must be 'exact', 'jfb', 'tail' or 'zero', got {self.unconverged!r}"
+            )
         if self.max_gain is not None and self.max_gain < 1:
             raise ValueError(f"max_gain must be at least 1, where u = v; got {self.max_gain!r}")
 
@@ -91,6 +96,19 @@ class Implicit(Adjoint):
     def batch_sizes(self, batch):
         return self.solver.batch_sizes(batch) if isinstance(self.solver, Solver) else ()
 
+    def pull_back(self, cell, theta, end, v, solve):
+        """The adjoint of the samples that converged and, where asked for, a tail of the others."""
+        if self.unconverged not in ("tail", "zero") or end.converged is None:
+            return super().pull_back(cell, theta, end, v, solve)
+        none = jax.tree.map(jnp.zeros_like, v)
+        found = super().pull_back(cell, theta, end, select(end.converged, v, none), solve)
+        theta_bar, stats = found
+        if self.unconverged == "tail":
+            others = select(end.converged, none, v)
+            more, _ = Tail().pull_back(cell, theta, end, others, solve)
+            theta_bar = jax.tree.map(jnp.add, theta_bar, more)
+        return theta_bar, _limited(stats, ~end.converged)
+
     def cotangent(self, pull, v, solve, end):
         """u = Jᵀu + v, started at v."""
         assert isinstance(self.solver, Solver), "resolve() has filled it in"
@@ -99,8 +117,13 @@ class Implicit(Adjoint):
         if self.max_gain is not None:
             limited = stats.gain > self.max_gain
             u = times(u, jnp.where(limited, self.max_gain / stats.gain, 1))
-        if self.unfinished == "jfb" and end.converged is not None:
+        if self.unconverged == "jfb" and end.converged is not None:
             limited |= ~end.converged
             u = select(end.converged, u, v)
-        status = jnp.where(limited, int(Status.LIMITED), stats.status).astype(jnp.int32)
-        return u, replace(stats, status=status, converged=stats.converged & ~limited)
+        return u, _limited(stats, limited)
+
+
+def _limited(stats: Stats, where: jax.Array) -> Stats:
+    """The report, of samples of which an approximation was taken."""
+    status = jnp.where(where, int(Status.LIMITED), stats.status).astype(jnp.int32)
+    return replace(stats, status=status, converged=stats.converged & ~where)

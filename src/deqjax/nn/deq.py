@@ -22,7 +22,7 @@ PyTree = Any
 
 
 # What a first DEQ trains with, see `DEQ` and docs/first_deq.md.
-SAFEGUARDED = Implicit(max_gain=10.0, unfinished="jfb")
+SAFEGUARDED = Implicit(max_gain=10.0, unconverged="jfb")
 
 
 class ModuleEquation(NamedTuple):
@@ -53,7 +53,7 @@ class DEQ(nnx.Module):
 
     The gradient is the same in train and in eval mode: the mode changes the cell, not the adjoint.
     By default it is `SAFEGUARDED`, the implicit one with two limits, `Implicit(max_gain=10.0,
-    unfinished="jfb")`: a sample whose ‖u‖ would be more than ten times ‖v‖ has it scaled down, and
+    unconverged="jfb")`: a sample whose ‖u‖ would be more than ten times ‖v‖ has it scaled down, and
     one whose own solve did not converge gets u = v. Both are near a fold of f, where one sample in
     a hundred can be the whole gradient, and a few such steps undo a training (the page "Your first
     DEQ" has the figures). Samples that converged with a smaller gain have the exact gradient, and
