@@ -25,6 +25,8 @@ from ._layout import INNER, Layout
 from ._program import concrete, program, still
 from ._root import Root, balanced
 from ._solution import Stats
+from ._stability import Stability
+from ._stability import stability as products
 from ._switches import with_own_arithmetic
 from .adjoints.base import Adjoint, Ending
 from .solvers.base import Solver, added
@@ -48,6 +50,7 @@ def equilibrium(
     root: bool = False,
     yardstick: PyTree = None,
     layout: Layout = INNER,
+    stability: int | None = None,
 ) -> Result:
     """Solve z = f(z) with the batch on axis 0, differentiable in everything f closes over.
 
@@ -58,6 +61,7 @@ def equilibrium(
         root: f is g, and g(z) = 0 is solved.
         yardstick: v of a linear equation, see `run`.
         layout: that of the z that is returned.
+        stability: how many products with J at z* are to say whether iteration keeps it.
     """
     if not adjoint.differentiates_loop:
         # Before z0 is typed like f(z0), whose transpose would be a sum over devices of zeros.
@@ -69,7 +73,7 @@ def equilibrium(
         sizes = {*solver.batch_sizes(batch), *adjoint.batch_sizes(batch)}
         equation = equation.with_parts(rows, z0, sorted(sizes))
     slope = _slope(equation.values.still, z0, learns=solver.learns_slopes) if root else None
-    call = _Call(solver, adjoint, watch, layout, dict(batched=batched, trace=trace))
+    call = _Call(solver, adjoint, watch, layout, dict(batched=batched, trace=trace), stability)
     if adjoint.differentiates_loop:
         return _through_the_steps(call, equation, z0, resume, slope)
     resume, slope = still((resume, slope))
@@ -84,13 +88,22 @@ def equilibrium(
 
 
 class _Call(NamedTuple):
-    """What a call has chosen. rules: how it is run, as `run` takes it."""
+    """What a call has chosen. rules: how it is run, as `run` takes it. stability: see above."""
 
     solver: Solver
     adjoint: Adjoint
     watch: Watch
     layout: Layout
     rules: dict[str, Any]
+    stability: int | None
+
+    def examined(self, equation: Equation, result: Result) -> Result:
+        """With what is known of its stability, where that was asked for."""
+        if self.stability is None:
+            return result
+        z = lax.stop_gradient(result.z)
+        found = _stability(equation.values.still, z, count=self.stability)
+        return result._replace(stats=replace(result.stats, stability=found))
 
     def marked(self, z: PyTree, stats: Stats) -> PyTree:
         """z as it is returned, from z as it is inside."""
@@ -102,9 +115,10 @@ class _Call(NamedTuple):
 
 def _through_the_steps(call: _Call, equation: Equation, z0, resume, root) -> Result:
     """The solver's own steps are differentiated."""
-    solver, adjoint, watch, _, rules = call
+    solver, adjoint, watch, rules = call.solver, call.adjoint, call.watch, call.rules
     given = (z0, resume, lax.stop_gradient(root), None)
     result = _run(equation, *given, solver=solver, **rules, adjoint=adjoint)
+    result = call.examined(equation, result)
     watch.hear(result.stats, solver)
     # Gradients flow through z alone.
     stats, state = lax.stop_gradient((result.stats, result.state))
@@ -113,16 +127,16 @@ def _through_the_steps(call: _Call, equation: Equation, z0, resume, root) -> Res
 
 def _solved(call: _Call, equation: Equation, z0, resume, root, yardstick) -> Result:
     """z* outside of any derivative: a rule is then attached to it."""
-    solver, _, watch, _, rules = call
+    solver, watch, rules = call.solver, call.watch, call.rules
     values = equation if solver.differentiates else equation.values
     result = _run(values.still, z0, resume, root, yardstick, solver=solver, **rules)
     watch.hear(result.stats, solver)
-    return result
+    return call.examined(equation, result)
 
 
 def _by_adjoint(call: _Call, equation: Equation, result: Result, resume, root, probe) -> PyTree:
     """z* with a rule for reverse mode: θ̄ = uᵀ ∂f/∂θ, with the adjoint's u."""
-    solver, adjoint, watch, layout, rules = call
+    solver, adjoint, watch, layout, rules, _ = call
     batched = rules["batched"]
 
     # Arrays are arguments: what the rule closed over, it would keep alive.
@@ -235,6 +249,12 @@ def _run(equation, z0, resume, root, yardstick, *, solver, adjoint=None, **rules
     loop = None if adjoint is None else adjoint.loop
     given = dict(loop=loop, resume=resume, root=root, yardstick=yardstick)
     return run(equation, z0, solver, **given, **rules)
+
+
+@program("count")
+def _stability(equation, z, *, count) -> Stability:
+    """What products with J say of z*."""
+    return products(equation, z, count)
 
 
 @program("adjoint", "batched", "watch")

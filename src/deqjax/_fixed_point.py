@@ -37,6 +37,7 @@ def fixed_point(
     scale: PyTree = None,
     on_failure: str | None = None,
     adjoint_probe: Stats | None = None,
+    stability: int | None = None,
 ) -> Solution:
     """Find z* = f(z*, *args), with gradients by the implicit function theorem.
 
@@ -97,6 +98,11 @@ def fixed_point(
             put a host callback into the program: see docs/failures.md for what that costs.
         adjoint_probe: zeros from `deqjax.adjoint_probe`; differentiate with respect to it and its
             "gradient" is the `Stats` of the adjoint solve.
+        stability: None, or so many products with J = ∂f/∂z at z*, 16 say, each of about two
+            evaluations of f, after the solve: `stats.stability` then has the spectral radius of J
+            for each sample, how far that may be off, and whether iterating f would keep z*. Root
+            finders ("anderson", "broyden", "newton_krylov") also go to equilibria that it would
+            leave.
 
     Returns:
         `Solution` with `z`, `stats` and `state`.
@@ -133,6 +139,7 @@ def fixed_point(
         scale=scale,
         on_failure=on_failure,
         adjoint_probe=adjoint_probe,
+        stability=stability,
     )
 
 

@@ -25,6 +25,7 @@ class Options(TypedDict, total=False):
     scale: Any
     on_failure: str | None
     adjoint_probe: Stats | None
+    stability: int | None
 
 
 DEFAULTS: Any = dict.fromkeys(Options.__annotations__) | dict(

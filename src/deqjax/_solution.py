@@ -143,6 +143,9 @@ class Stats(_shown.Shown):
         gain: of an adjoint solve, ‖u‖₂/‖v‖₂: a lower bound of ‖(I − J)⁻ᵀ‖, and, times rel_residual,
             an estimate of the gradient's relative error. None for other solves.
         solves: in the report of an adjoint solve, 1; where autodiff has added several up, how many.
+        stability: with `stability=`, a named tuple of the spectral radius of J at z* (`radius`),
+            how far it may be off (`error`), and whether the sum is below one (`stable`): whether
+            iterating f keeps z*. None if not asked for.
     """
 
     status: Any
@@ -155,6 +158,12 @@ class Stats(_shown.Shown):
     leaves: Any = None
     gain: Any = None
     solves: Any = None
+    stability: Any = None
+
+    @property
+    def stable(self) -> Any:
+        """bool: whether plain iteration would keep z*, by `stability`; None if not asked for."""
+        return None if self.stability is None else self.stability.stable
 
     def __str__(self) -> str:
         return f"{type(self).__name__}({self._said()})"
@@ -172,6 +181,8 @@ class Stats(_shown.Shown):
         ]
         if self.gain is not None:
             parts.append(f"gain up to {_shown.worst(self.gain):.3g}")
+        if self.stability is not None:
+            parts.append(f"{np.sum(self.stable)}/{np.size(self.stable)} stable")
         return ", ".join(parts)
 
     def summary(self) -> str:

@@ -22,6 +22,7 @@ from ._compaction import batched_args, take
 from ._driver import Resume
 from ._equation import Rows
 from ._equilibrium import equilibrium
+from ._errors import check_integer
 from ._failure import Watch
 from ._layout import Layout
 from ._options import DEFAULTS, Options, choose
@@ -90,6 +91,7 @@ def solve(
             rows=rows,
             root=root,
             layout=layout,
+            stability=_products(o["stability"], root),
         )
         z = result.z
         stats = result.stats if batch_axis is not None else _squeeze(result.stats)
@@ -177,6 +179,17 @@ def _exact_modes(forward_mode: bool, adjoint: Adjoint) -> str | None:
     if forward_mode:
         return "forward_mode=True"
     return f"adjoint={adjoint.name!r}" if adjoint.differentiates_loop else None
+
+
+def _products(count: int | None, root: bool) -> int | None:
+    """How many products with J are to say whether a solution is stable."""
+    check_integer("stability", count, least=4, optional=True)
+    if count is not None and root:
+        raise ValueError(
+            "stability= asks whether f keeps its fixed point: a root of g has no iteration, so "
+            "leave it out or solve z = f(z) by fixed_point"
+        )
+    return count
 
 
 def _checked_resume(resume: Any) -> Resume | None:
