@@ -24,6 +24,7 @@ from .sampling import Sampling as Sampling
 from .satnet import SATNet as SATNet
 from .scanned import NarrowScannedStack as NarrowScannedStack
 from .scanned import ScannedStack as ScannedStack
+from .settling import RecallConv as RecallConv
 from .stack import CellStack as CellStack
 from .stack import NarrowStack as NarrowStack
 from .tcn import TCN as TCN

@@ -138,6 +138,7 @@ class DEQ(nnx.Module):
         resume: Any = None,
         trace: bool = False,
         adjoint_probe: Stats | None = None,
+        stability: int | None = None,
     ) -> Solution:
         """Solve for the input x.
 
@@ -153,6 +154,7 @@ class DEQ(nnx.Module):
             resume: as in `deqjax.fixed_point`.
             trace: as in `deqjax.fixed_point`.
             adjoint_probe: as in `deqjax.fixed_point`.
+            stability: as in `deqjax.fixed_point`.
         """
         if z0 is None:
             z0 = self._initial_state(x)
@@ -172,6 +174,7 @@ class DEQ(nnx.Module):
                 trace=trace,
                 on_failure=self.on_failure,
                 adjoint_probe=adjoint_probe,
+                stability=stability,
             )
         else:
             apply = lambda z: f(z, arrays)

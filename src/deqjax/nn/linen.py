@@ -87,6 +87,7 @@ class DEQ(nn.Module):
         resume: Any = None,
         trace: bool = False,
         adjoint_probe: Stats | None = None,
+        stability: int | None = None,
     ) -> Solution:
         """Solve for the input x, from z0; None asks the cell, or means zeros shaped like x. The
         others are those of `deqjax.nn.DEQ.__call__`."""
@@ -126,6 +127,7 @@ class DEQ(nn.Module):
                 trace=trace,
                 on_failure=self.on_failure,
                 adjoint_probe=adjoint_probe,
+                stability=stability,
             )
         else:
             how: Any = dict(checkpoint=self.checkpoint, scan=self.scan)
