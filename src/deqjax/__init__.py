@@ -8,6 +8,7 @@ from ._fixed_point import adjoint_probe as adjoint_probe
 from ._fixed_point import fixed_point as fixed_point
 from ._fixed_point import implicit_function as implicit_function
 from ._fixed_point import root_find as root_find
+from ._from_loop import from_loop as from_loop
 from ._solution import Solution as Solution
 from ._solution import SolveError as SolveError
 from ._solution import Stats as Stats

@@ -219,8 +219,9 @@ def test_what_the_module_for_nnx_takes():
     x = inputs()
     deq = DEQ(Injecting(), **TIGHT)
     variables = deq.init(jax.random.key(0), x)
-    sol = deq.apply(variables, x, trace=True)
+    sol = deq.apply(variables, x, trace=True, stability=8)
     assert sol.stats.converged.all() and sol.stats.trace.shape == (201, 4)
+    assert sol.stats.stable.shape == (4,)
     params = variables["params"]["cell"]
     c = x @ params["input"]["kernel"] + params["input"]["bias"]
     z = sol.z @ params["recurrent"]["kernel"] + params["recurrent"]["bias"]
