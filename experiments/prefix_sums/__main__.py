@@ -5,8 +5,8 @@
 
 A network of 6,337 numbers learns the parity of every prefix of 32 bits, by an equilibrium of steps
 that each reach two bits far; then it is given strings of up to 512 bits, from random starts, with
-several solvers. Runs that are there already are not trained again; a run that was killed goes on.
-Writes `experiments/results/prefix_sums.md`.
+several solvers. Runs that are there already are not trained again, nor asked again; one that was killed goes
+on. Writes `experiments/results/prefix_sums.md` after each of them.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from deqjax.training import checked, command_line, fit
 
 from . import Config, PrefixSums
 from .proof import prove
-from .report import record
+from .report import asked, record
 
 
 def main(config: Config) -> None:
     checked(config, config.train)
-    rows = []
     for seed in config.seeds:
         for stacked in (False, True):
             one = config.of(seed, stacked)
+            if asked(one):
+                continue
             named = dataclasses.replace(one, seeds=(), test_lengths=(), strings=0)
             run = fit(PrefixSums(one), one.train, named, name=one.run_name)
-            rows += prove(run.model, one)
-    record(config, rows)
+            record(one, prove(run.model, one))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import platform
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -32,29 +31,55 @@ string is right when all of its prefixes are. "Certified" is converged (to rtol 
 four steps a bit and 200) and stable (`stability=16`: the spectral radius of J, and its error, below
 one).
 
-`{command}`, {date}, Python {python}, jax {jax}."""
+`python -m experiments.prefix_sums`, {date}, Python {python}, jax {jax}."""
 
 
-def record(config: Config, rows: Iterable[Row], out: Path = OUT) -> None:
-    found = list(rows)
-    if not found:
-        return
-    said = dict(
-        parameters=3 * config.width * (2 * config.width + 1) + 3 * config.width + 1,
-        bits=config.bits,
-        longest=max(config.test_lengths),
-        strings=config.strings,
-        seeds=len(config.seeds),
-        command=" ".join(["python -m experiments.prefix_sums", *sys.argv[1:]]),
+def record(config: Config, rows: Iterable[Row], out: Path | None = None) -> None:
+    """Add the rows of a run to the table; those of other runs with the same settings stay."""
+    out = OUT if out is None else out
+    kept = [r for r in read(config, out) if (r.seed, r.stacked) != _run(config)]
+    found = sorted([*kept, *rows], key=lambda r: (r.seed, r.stacked))
+    said = settings(config) | dict(
+        seeds=len({r.seed for r in found}),
         date=datetime.date.today().isoformat(),
         python=platform.python_version(),
         jax=jax.__version__,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out.with_suffix(".json"), dict(said=said, rows=[asdict(r) for r in found]))
-    out.write_text(f"{SAID.format(**said)}\n\n{tables(found)}\n", "utf-8")
-    print(tables(found))
-    print(f"written: {out}")
+    if any(not r.stacked for r in found):
+        out.write_text(f"{SAID.format(**said)}\n\n{tables(found)}\n", "utf-8")
+    print(f"written: {out}", flush=True)
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """What all rows of a table have in common."""
+    return dict(
+        parameters=3 * config.width * (2 * config.width + 1) + 3 * config.width + 1,
+        bits=config.bits,
+        longest=max(config.test_lengths),
+        strings=config.strings,
+    )
+
+
+def read(config: Config, out: Path | None = None) -> list[Row]:
+    """What was recorded with these settings."""
+    file = (OUT if out is None else out).with_suffix(".json")
+    if not file.exists():
+        return []
+    found = json.loads(file.read_text("utf-8"))
+    wanted = settings(config)
+    same = all(found["said"].get(name) == value for name, value in wanted.items())
+    return [Row(**r) for r in found["rows"]] if same else []
+
+
+def asked(config: Config) -> bool:
+    """Whether the rows of this run are there."""
+    return _run(config) in {(r.seed, r.stacked) for r in read(config)}
+
+
+def _run(config: Config) -> tuple[int, bool]:
+    return config.train.seed, config.stacked
 
 
 def tables(rows: list[Row]) -> str:
@@ -92,10 +117,13 @@ def _by_seed(rows: list[Row]) -> str:
     lines = []
     for seed in sorted({r.seed for r in rows}):
         of: dict[Any, Row] = {(r.stacked, r.length): r for r in rows if r.seed == seed}
-        shares = lambda name, stacked, of=of: [
-            _share(getattr(of[stacked, n], name), of[stacked, n].strings) for n in lengths
-        ]
-        packed = of[False, lengths[-1]].compacted
+
+        def shares(name, stacked, of=of):
+            there = [of.get((stacked, n)) for n in lengths]
+            return ["–" if r is None else _share(getattr(r, name), r.strings) for r in there]
+
+        last = of.get((False, lengths[-1]))
+        packed = None if last is None else last.compacted
         line = [str(seed), *shares("right", False), *shares("converged", False)]
         line += ["–" if packed is None else f"{packed:.2f}", *shares("right", True)]
         lines.append(line)
@@ -104,8 +132,3 @@ def _by_seed(rows: list[Row]) -> str:
 
 def _share(count: int, of: int) -> str:
     return f"{100 * count / of:.1f}%" if of else "–"
-
-
-def read(out: Path = OUT) -> list[Row]:
-    """What was recorded."""
-    return [Row(**r) for r in json.loads(out.with_suffix(".json").read_text("utf-8"))["rows"]]
