@@ -5,8 +5,8 @@
 
 A network of 6,337 numbers learns the parity of every prefix of 32 bits, by an equilibrium of steps
 that each reach two bits far; then it is given strings of up to 512 bits, from random starts, with
-several solvers. Runs that are there already are not trained again, nor asked again; one that was killed goes
-on. Writes `experiments/results/prefix_sums.md` after each of them.
+several solvers. Runs that are there already are not trained again, nor asked again; one that was
+killed goes on. Writes `experiments/results/prefix_sums.md` after each of them.
 """
 
 from __future__ import annotations
