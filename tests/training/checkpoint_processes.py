@@ -2,15 +2,19 @@
 directory, and one with a mesh of its own.
 
     python checkpoint_processes.py FOLDER job INDEX PORT
+    python checkpoint_processes.py FOLDER on_and_on INDEX PORT
     python checkpoint_processes.py FOLDER alone
 """
 
+import contextlib
 import errno
+import itertools
 import os
 import sys
 import time
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +22,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from deqjax.training.checkpoints import CheckpointError, CheckpointMismatch, Checkpoints
+from deqjax.training.checkpoints import (
+    CheckpointError,
+    CheckpointMismatch,
+    Checkpoints,
+    manifest,
+)
 
 
 def values(step: int) -> dict:
@@ -122,27 +131,35 @@ def job(folder: Path, index: int) -> None:
     assert checkpoints.restore(template, "best").step == 1
 
     # What goes wrong on one process is heard of on all.
-    if index == 1:
-        real = checkpoints._arrays.write
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        def fails(folder, arrays):
-            real(folder, arrays)()
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def fails(folder, arrays, real=checkpoints._arrays.write):
+        real(folder, arrays)()
+        full()
 
-        checkpoints._arrays.write = fails
-    checkpoints.save(5, laid_out(values(5), mesh))
-    try:
-        checkpoints.wait()
-    except CheckpointError as error:
-        where = "process 1: " if index == 0 else ""
-        assert f": {where}No space left on device; the older" in str(error), error
-    else:
-        raise AssertionError("nobody noticed")
-    if index == 1:
-        checkpoints._arrays.write = real
-    together("failed")
-    names = sorted(path.name for path in (folder / "two").iterdir())
-    assert names == [f"step_{n:09d}" for n in (1, 3, 4)], names
+    said = "No space left on device"
+    mute = "it failed, and could not write why"
+    for where, what, patches in [
+        (1, said, [(checkpoints._arrays, "write", fails)]),  # while it writes
+        (1, said, [(manifest, "sealed", full)]),
+        (1, mute, [(manifest, "sealed", full), (Path, "write_bytes", full)]),
+        (0, said, [(manifest, "write", full)]),  # what all have written
+    ]:
+        with contextlib.ExitStack() as stack:
+            for patch in patches if index == where else ():
+                stack.enter_context(mock.patch.object(*patch))
+            checkpoints.save(5, laid_out(values(5), mesh))
+            try:
+                checkpoints.wait()
+            except CheckpointError as error:
+                heard = said if index == where else f"process {where}: {what}"
+                assert f": {heard}; the older" in str(error), error
+            else:
+                raise AssertionError("nobody noticed")
+        together("failed")
+        names = sorted(path.name for path in (folder / "two").iterdir())
+        assert names == [f"step_{n:09d}" for n in (1, 3, 4)], names
     for tree in (dict(template, replicated=jnp.zeros(index + 5)), dict(template, more=np.ones(1))):
         try:
             checkpoints.restore(tree)
@@ -164,6 +181,16 @@ def job(folder: Path, index: int) -> None:
     together("end")
     if index == 0:
         (folder / "done").touch()
+
+
+def on_and_on(folder: Path, index: int) -> None:
+    """Save step after step, going on from what is there, until killed."""
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b"))
+    checkpoints = Checkpoints(folder, keep=2)
+    restored = checkpoints.restore(laid_out(values(0), mesh))
+    for step in itertools.count(1 if restored is None else restored.step + 1):
+        checkpoints.save(step, laid_out(values(step), mesh))
+        print("step", step, flush=True)
 
 
 def alone(folder: Path) -> None:
@@ -190,10 +217,10 @@ def alone(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[2] == "job":
+    if sys.argv[2] != "alone":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         number, port = int(sys.argv[3]), sys.argv[4]
         jax.distributed.initialize(f"127.0.0.1:{port}", 2, number)
-        job(Path(sys.argv[1]), number)
+        {"job": job, "on_and_on": on_and_on}[sys.argv[2]](Path(sys.argv[1]), number)
     else:
         alone(Path(sys.argv[1]))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import threading
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ import numpy as np
 class Arrays:
     """Writes and reads arrays by name, each process its own shards.
 
-    Orbax's handler, and not its checkpointer: the checkpointer has barriers of its own, some of
-    them computations on the devices, which a thread beside the training loop must not start.
+    Orbax's handler, and not its checkpointer or manager, whose barriers a process that failed does
+    not reach, and the others wait (see docs/design.md).
 
     Raises:
         ImportError: Orbax is not installed.
@@ -32,44 +31,35 @@ class Arrays:
             sentence = "checkpoints need Orbax: pip install 'deqjax[experiments]'"
             raise ImportError(sentence, name="orbax") from error
         self._orbax, self._path = orbax, epath.Path
-        kinds = orbax.type_handlers
-        # One process writes a replicated array: to share it out, Orbax would slice it on the device
-        # while the training step waits.
-        array_handler = kinds.ArrayHandler(use_replica_parallel=False)
-        self._handler = orbax.PyTreeCheckpointHandler(
-            type_handler_registry=kinds.create_type_handler_registry(
-                (jax.Array, array_handler), (np.ndarray, kinds.NumpyHandler())
-            )
-        )
+        self._handler = orbax.PyTreeCheckpointHandler()
+        logging.getLogger("absl").addFilter(_is_no_repetition)
 
     def write(self, folder: Path, arrays: dict[str, Any]) -> Callable[[], None]:
         """Copy the arrays to the host and begin to write them; the result waits for the end.
 
-        Every process calls it. What one process holds alone (a NumPy array, an array on its own
-        devices) is taken from process 0; all others are written by those that hold them. On
+        Every process calls it. What a process holds whole (a NumPy array, an array on its own
+        devices, a replicated one) is written by process 0, all else by those that hold it. On
         return the arrays may be changed, deleted or donated.
 
         Args:
             folder: exists, on all processes.
         """
-        if jax.process_count() > 1:
-            arrays = {
-                name: _taken_from_first(array)
-                for name, array in arrays.items()
-                if not _is_local(array) or jax.process_index() == 0
-            }
+        first = jax.process_index() == 0
+        arrays = {
+            name: np.asarray(array) if _held_whole(array) else array
+            for name, array in arrays.items()
+            if first or not _held_whole(array)
+        }
         if not arrays:  # Orbax refuses an empty tree
             return lambda: None
-        with contextlib.ExitStack() as until_waited:
-            until_waited.enter_context(_one_report())
-            arguments = self._orbax.args.PyTreeSave(arrays)
-            futures = _finished(self._handler.async_save(self._path(folder), args=arguments))
-            until_waited = until_waited.pop_all()
+        save = self._handler.async_save(
+            self._path(folder), args=self._orbax.args.PyTreeSave(arrays)
+        )
+        futures = _finished(save) or ()
 
         def wait() -> None:
-            with until_waited:
-                for future in futures or ():
-                    future.result()
+            for future in futures:
+                future.result()
 
         return wait
 
@@ -82,11 +72,12 @@ class Arrays:
         if any(folder.iterdir()):
             self._handler.finalize(self._path(folder))
 
-    def read(
-        self, folder: Path, shardings: dict[str, Any], *, part: bool = False
-    ) -> dict[str, Any]:
-        """Read arrays by name: laid out by the sharding given, or whole as NumPy for None. Where
-        they are a part of what is there, say so."""
+    def read(self, folder: Path, shardings: dict[str, Any], *, part: bool) -> dict[str, Any]:
+        """Read arrays by name: laid out by the sharding given, or whole as NumPy for None.
+
+        Args:
+            part: whether there are others.
+        """
         if not shardings:
             return {}
         whole = self._orbax.RestoreArgs(restore_type=np.ndarray)
@@ -99,57 +90,40 @@ class Arrays:
         request = self._orbax.args.PyTreeRestore(
             item=dict.fromkeys(shardings, 0),
             restore_args=arguments,
-            **({"partial_restore": True} if part else {}),
+            **({"partial_restore": True} if part else {}),  # which Orbax 0.11.0 does not know
         )
         return self._handler.restore(self._path(folder), args=request)
 
     def close(self) -> None:
         """Release what Orbax holds."""
+        logging.getLogger("absl").removeFilter(_is_no_repetition)
         self._handler.close()
 
 
-def _is_local(array: Any) -> bool:
-    return not isinstance(array, jax.Array) or array.is_fully_addressable
-
-
-def _taken_from_first(array: Any) -> Any:
-    return np.asarray(array) if _is_local(array) else array
+def _held_whole(array: Any) -> bool:
+    if not isinstance(array, jax.Array):
+        return True
+    if jax.process_count() > 1 and array.is_fully_addressable:
+        return True
+    # To share out the writing, Orbax would slice it on the devices while the training step waits.
+    return array.is_fully_replicated and len(array.sharding.device_set) > 1
 
 
 def _finished(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine to its end, in a notebook too, where the thread already runs a loop."""
-    result: list[Any] = []
+    """Run a coroutine to its end; on a thread, since a notebook's own already runs a loop."""
 
-    def run() -> None:
+    def run() -> Any:
         # Not asyncio.run: what it does at the end is not safe beside loops of other threads.
         loop = asyncio.new_event_loop()
         try:
-            result.append(loop.run_until_complete(coroutine))
-        except BaseException as error:
-            result.append(error)
+            return loop.run_until_complete(coroutine)
         finally:
             loop.close()
 
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        run()
-    else:
-        thread = threading.Thread(target=run)
-        thread.start()
-        thread.join()
-    if isinstance(result[0], BaseException):
-        raise result[0]
-    return result[0]
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run).result()
 
 
-@contextlib.contextmanager
-def _one_report() -> Iterator[None]:
-    """Keep Orbax's threads from logging, traceback by traceback, the error that is raised."""
-    logger = logging.getLogger("absl")
-    mute = lambda record: "_SignalingThread" not in str(record.msg)
-    logger.addFilter(mute)
-    try:
-        yield
-    finally:
-        logger.removeFilter(mute)
+def _is_no_repetition(record: logging.LogRecord) -> bool:
+    """False of the tracebacks that Orbax's threads log of the error that is raised."""
+    return "_SignalingThread" not in str(record.msg)

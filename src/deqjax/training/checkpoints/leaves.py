@@ -59,27 +59,27 @@ def described_and_stored(tree: Any) -> tuple[list[Description], dict[str, Any]]:
     return descriptions, stored
 
 
-def picked(saved: list[Description], wanted: list[Description]) -> dict[int, Description]:
-    """Those of the saved leaves that are wanted, by number, in the order in which they are."""
+def picked(
+    saved: list[Description], wanted: list[Description], *, part: bool
+) -> tuple[dict[str, Description], str | None]:
+    """The saved leaves by the names of their arrays, and the first that does not fit. With `part`
+    the wanted ones, in the order in which they are."""
     numbers = {leaf["path"]: i for i, leaf in enumerate(saved)}
-    found = (numbers[leaf["path"]] for leaf in wanted if leaf["path"] in numbers)
-    return {i: saved[i] for i in found}
-
-
-def first_difference(saved: list[Description], wanted: list[Description]) -> str | None:
+    found = [numbers[leaf["path"]] for leaf in wanted if leaf["path"] in numbers]
+    leaves = {key(i): saved[i] for i in (found if part else range(len(saved)))}
     there, here = (
-        {leaf["path"]: f"{leaf['dtype']}[{','.join(map(str, leaf['shape']))}]" for leaf in leaves}
-        for leaves in (saved, wanted)
+        {leaf["path"]: f"{leaf['dtype']}[{','.join(map(str, leaf['shape']))}]" for leaf in side}
+        for side in (leaves.values(), wanted)
     )
     for path in [*here, *there]:
         if path not in there:
-            return f"leaf {path} is in the template and not in the checkpoint"
+            return leaves, f"leaf {path} is in the template and not in the checkpoint"
         if path not in here:
-            return f"leaf {path} is in the checkpoint and not in the template"
+            return leaves, f"leaf {path} is in the checkpoint and not in the template"
         if there[path] != here[path]:
-            return f"leaf {path} is {there[path]} there and {here[path]} in the template"
-    same_order = [leaf["path"] for leaf in saved] == [leaf["path"] for leaf in wanted]
-    return None if same_order else "its leaves come in another order"
+            return leaves, f"leaf {path} is {there[path]} there and {here[path]} in the template"
+    in_order = [leaf["path"] for leaf in leaves.values()] == [leaf["path"] for leaf in wanted]
+    return leaves, None if in_order else "its leaves come in another order"
 
 
 def sharding_of(target: Any) -> Any:

@@ -40,17 +40,18 @@ def write(folder: Path, content: dict[str, Any], files: Files) -> None:
     manifest = {"format": FORMAT, **content, "files": dict(sorted(files.items()))}
     manifest["sha256"] = _digest(manifest)
     (folder / NAME).write_text(json.dumps(manifest, indent=1))
-    sync(folder / NAME)
-    for path in (folder, *everything):
-        if path.is_dir():
-            sync(path)
+    for path in (folder / NAME, folder, *filter(Path.is_dir, everything)):
+        sync(path)
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """The manifest, which is whole; the other files are not looked at.
+def read(folder: Path, *, sizes: bool = False) -> dict[str, Any]:
+    """The manifest, which is whole.
+
+    Args:
+        sizes: whether to look at the sizes of the other files; none is read.
 
     Raises:
-        Damaged: it is missing, altered, or of another format.
+        Damaged: it is missing, altered, or of another format, or a file has another size.
     """
     try:
         manifest = json.loads((folder / NAME).read_bytes())
@@ -62,35 +63,32 @@ def read(folder: Path) -> dict[str, Any]:
         raise Damaged(f"{NAME} does not match its own SHA-256")
     if manifest["format"] != FORMAT:
         raise Damaged(f"its format is {manifest['format']!r}, this version reads {FORMAT!r}")
+    if sizes:
+        _compare(folder, manifest["files"], hashes=False)
     return manifest
 
 
-def verify(
-    folder: Path,
-    manifest: dict[str, Any],
-    *,
-    hashes: bool = True,
-    share: tuple[int, int] = (0, 1),
-) -> None:
-    """Compare the files with the manifest, in size and SHA-256.
+def problem(folder: Path, *, share: tuple[int, int]) -> str | None:
+    """What is wrong with a checkpoint, by its manifest and the SHA-256 of its files; or None.
 
     Args:
-        hashes: False, only the sizes, without reading a file.
-        share: (k, n), only the k-th of n parts of about the same size.
-
-    Raises:
-        Damaged: a file is not what it was.
+        share: (k, n), only the k-th of n parts of the files, of about the same size.
     """
-    files = manifest["files"]
-    first, stride = share
-    names = sorted(files, key=lambda name: (files[name]["bytes"], name))[first::stride]
     try:
-        for name in names:
-            size = (folder / name).stat().st_size
-            if size != files[name]["bytes"]:
-                raise Damaged(f"{name} has {size} bytes instead of {files[name]['bytes']}")
-        for name in names if hashes else ():
-            if _hash(folder / name) != files[name]["sha256"]:
+        files = read(folder)["files"]
+        names = sorted(files, key=lambda name: (files[name]["bytes"], name))[share[0] :: share[1]]
+        _compare(folder, {name: files[name] for name in names}, hashes=True)
+    except Damaged as why:
+        return str(why)
+    return None
+
+
+def _compare(folder: Path, files: Files, *, hashes: bool) -> None:
+    try:
+        for name, file in files.items():
+            if (size := (folder / name).stat().st_size) != file["bytes"]:
+                raise Damaged(f"{name} has {size} bytes instead of {file['bytes']}")
+            if hashes and _hash(folder / name) != file["sha256"]:
                 raise Damaged(f"{name} does not match its SHA-256")
     except FileNotFoundError as error:
         raise Damaged(f"{Path(error.filename).name} is missing") from error

@@ -38,9 +38,8 @@ class Shelf:
 
     def entries(self) -> list[Entry]:
         """All of them, oldest first."""
-        if not self.directory.is_dir():
-            return []
-        matches = ((_NAME.fullmatch(path.name), path) for path in self.directory.iterdir())
+        paths = self.directory.iterdir() if self.directory.is_dir() else ()
+        matches = ((_NAME.fullmatch(path.name), path) for path in paths)
         return sorted(Entry(int(m[1]), int(m[2] or 0), path) for m, path in matches if m)
 
     def good(self) -> dict[Entry, float | None]:
@@ -49,35 +48,34 @@ class Shelf:
         for entry in self.entries():
             if entry.path not in self.known_damaged:
                 with contextlib.suppress(Damaged):
-                    manifest = manifest_.read(entry.path)
-                    manifest_.verify(entry.path, manifest, hashes=False)
+                    manifest = manifest_.read(entry.path, sizes=True)
                     good[entry.step] = entry, manifest.get("metric")
         return dict(good.values())
 
-    def candidates(self, which: str) -> list[Entry]:
-        """What to try to restore, in order.
+    def candidates(self, which: str) -> list[str]:
+        """The folders to try to restore, in order.
 
         Raises:
             CheckpointError: the best is asked for, and there are checkpoints, none with a metric.
         """
-        entries = self.entries()
-        if which == "latest" or not entries:
-            return entries[::-1]
-        metrics: dict[Entry, float | None] = {}
-        for entry in entries:
-            try:
-                metrics[entry] = manifest_.read(entry.path).get("metric")
-            except Damaged:
-                metrics[entry] = -math.inf  # it may have been the best: first, to be reported
-        if not (candidates := ranked(metrics)):
+        found = self.entries()[::-1]
+        if which == "best":
+            metrics: dict[Entry, float | None] = {}
+            for entry in found:
+                try:
+                    metrics[entry] = manifest_.read(entry.path).get("metric")
+                except Damaged:
+                    metrics[entry] = -math.inf  # it may have been the best: first, to be reported
+            found = ranked(metrics)
+        if not found and self.entries():
             raise CheckpointError(
                 f"no checkpoint in {self.directory} was saved with a metric, so none is the best; "
                 "which='latest' restores the newest"
             )
-        return candidates
+        return [entry.path.name for entry in found]
 
-    def reserve(self, step: int) -> tuple[Path, Path]:
-        """The folder of a new checkpoint, and where it is written until it is complete.
+    def reserve(self, step: int) -> tuple[str, str]:
+        """The folder of a new checkpoint, and that in which it is written until it is complete.
 
         Raises:
             ValueError: the step is negative, or older than a good checkpoint.
@@ -93,8 +91,7 @@ class Shelf:
         attempts = [entry.attempt for entry in self.entries() if entry.step == step]
         name = f"step_{step:09d}" + (f".{max(attempts) + 1}" if attempts else "")
         # A name of its own each time: threads of a save that failed may still write into theirs.
-        partial = f"{_PARTIAL}{name}-{uuid.uuid4().hex[:8]}"
-        return self.directory / name, self.directory / partial
+        return name, f"{_PARTIAL}{name}-{uuid.uuid4().hex[:8]}"
 
     def publish(self, partial: Path, final: Path) -> None:
         """The moment at which a checkpoint comes to exist."""

@@ -22,7 +22,7 @@ from . import leaves as leaves_
 from . import manifest as manifest_
 from .arrays import Arrays
 from .background import Background
-from .errors import CheckpointError, CheckpointMismatch, Damaged, reason
+from .errors import CheckpointError, CheckpointMismatch, reason
 from .processes import Processes
 from .shelf import Shelf, ranked
 
@@ -172,11 +172,14 @@ class Checkpoints:
         if which not in ("latest", "best"):
             raise ValueError(f"which={which!r} must be 'latest' or 'best'")
         self.wait()
-        first_says = partial(self._processes.agree, lambda: None)
-        names = first_says(lambda _: [entry.path.name for entry in self._shelf.candidates(which)])
+        processes = self._processes
+        share = processes.index, processes.count
+        one_of = lambda problems: next(filter(None, problems), None)
+        names = processes.by_first(lambda: self._shelf.candidates(which))
         for name in names:
             folder = self.directory / name
-            if (problem := self._processes.agree(partial(self._problem, folder), _first)) is None:
+            look = partial(manifest_.problem, folder, share=share)
+            if (problem := processes.agree(look, one_of)) is None:
                 return self._read(folder, template, part)
             self._shelf.known_damaged.add(folder)
             said = f"skipped the damaged checkpoint {folder}: {problem}"
@@ -194,7 +197,7 @@ class Checkpoints:
         Good-looking: the manifest is whole and every file has its size. Only `restore` hashes.
         """
         self.wait()
-        return sorted({entry.step for entry in self._shelf.good()})
+        return [entry.step for entry in self._shelf.good()]
 
     @property
     def latest(self) -> int | None:
@@ -236,55 +239,47 @@ class Checkpoints:
 
     def _begin(self, step: Any, tree: Any, info: Any, metric: Any) -> Callable[[], None]:
         """Copy the values; the result does the rest."""
-        content: dict[str, Any] = {}
-        stored: dict[str, Any] = {}
-
-        def look() -> str:
-            descriptions, arrays = leaves_.described_and_stored(tree)
-            content.update(step=operator.index(step), leaves=descriptions)
-            content.update(info=_checked_info(info), metric=_checked_metric(metric))
-            stored.update(arrays)
-            described = json.dumps([content["step"], descriptions], sort_keys=True)
-            return hashlib.sha256(described.encode()).hexdigest()
-
-        # In two rounds, so that a wrong argument stays what it is, and a disk's error is reported.
-        names = self._processes.agree(look, lambda seen: self._reserve(content["step"], seen))
+        with self._processes.together():
+            step = operator.index(step)
+            leaves, stored = leaves_.described_and_stored(tree)
+            content = {"step": step, "leaves": leaves}
+            content |= {"info": _checked_info(info), "metric": _checked_metric(metric)}
+        seen = hashlib.sha256(json.dumps([step, leaves], sort_keys=True).encode()).hexdigest()
+        names = self._processes.agree(lambda: seen, partial(self._reserve, step))
         final, folder = (self.directory / name for name in names)
-        with self._cleanly(content["step"], folder):
-            self._processes.agree(lambda: None, lambda _: self._make(folder))
+        arrays, words = folder / _ARRAYS, folder.with_name(f"{folder.name}-words")
+
+        def make() -> None:
+            self._shelf.sweep()  # first, for the room that an interrupted save may still hold
+            arrays.mkdir(parents=True)
+
+        def own_files() -> manifest_.Files:
+            written()
+            return manifest_.sealed(folder, self._arrays.written_here(arrays))
+
+        def publish(sealed: list[manifest_.Files]) -> None:
+            self._arrays.join(arrays)
+            manifest_.write(folder, content, {k: v for files in sealed for k, v in files.items()})
+            self._shelf.publish(folder, final)
+            self._shelf.prune(self.keep, self.keep_best)
+
+        def complete() -> None:
+            with self._cleanly(step, folder):
+                self._processes.agree(own_files, publish, through=words)
+            self._shelf.known_damaged.discard(final)
+
+        with self._cleanly(step, folder):
+            self._processes.by_first(make)
             try:
-                written = self._arrays.write(folder / _ARRAYS, stored)
-            except Exception as error:  # for the other processes to hear of, in `_complete`
+                written = self._arrays.write(arrays, stored)
+            except Exception as error:  # for the other processes to hear of, in `complete`
                 written = partial(_throw, error)
-        return partial(self._complete, content, written, folder, final)
+        return complete
 
     def _reserve(self, step: int, seen: list[str]) -> tuple[str, str]:
         if (other := next((k for k, it in enumerate(seen) if it != seen[0]), None)) is not None:
             raise ValueError(f"process {other} saves another step or another tree than process 0")
-        final, folder = self._shelf.reserve(step)
-        return final.name, folder.name
-
-    def _make(self, folder: Path) -> None:
-        self._shelf.sweep()  # first, for the room that an interrupted save may still hold
-        (folder / _ARRAYS).mkdir(parents=True)
-
-    def _complete(
-        self, content: dict[str, Any], written: Callable[[], None], folder: Path, final: Path
-    ) -> None:
-        def own_files() -> manifest_.Files:
-            written()
-            return manifest_.sealed(folder, self._arrays.written_here(folder / _ARRAYS))
-
-        def publish(sealed: list[manifest_.Files]) -> None:
-            self._arrays.join(folder / _ARRAYS)
-            files = {name: file for files in sealed for name, file in files.items()}
-            manifest_.write(folder, content, files)
-            self._shelf.publish(folder, final)
-            self._shelf.prune(self.keep, self.keep_best)
-
-        with self._cleanly(content["step"], folder):
-            self._processes.agree(own_files, publish)
-        self._shelf.known_damaged.discard(final)
+        return self._shelf.reserve(step)
 
     @contextlib.contextmanager
     def _cleanly(self, step: int, folder: Path) -> Iterator[None]:
@@ -302,58 +297,33 @@ class Checkpoints:
 
     # --- restoring --------------------------------------------------------------------------------
 
-    def _problem(self, folder: Path) -> str | None:
-        """What is wrong with a checkpoint, by this process's share of its files."""
-        try:
-            share = self._processes.index, self._processes.count
-            manifest_.verify(folder, manifest_.read(folder), share=share)
-        except Damaged as why:
-            return str(why)
-        return None
-
     def _read(self, folder: Path, template: Any, part: bool) -> Restored:
-        manifest: dict[str, Any] = {}
-        saved: dict[int, leaves_.Description] = {}
         targets, treedef = jax.tree_util.tree_flatten_with_path(template)
-        tree: list[Any] = []
-
-        def compare() -> None:
-            manifest.update(manifest_.read(folder))
+        with self._processes.together():
+            manifest = manifest_.read(folder)
             wanted = [leaves_.describe(*pair) for pair in targets]
-            there = manifest["leaves"]
-            saved.update(leaves_.picked(there, wanted) if part else enumerate(there))
-            if difference := leaves_.first_difference(list(saved.values()), wanted):
+            saved, difference = leaves_.picked(manifest["leaves"], wanted, part=part)
+            if difference:
                 raise CheckpointMismatch(
                     f"the checkpoint of step {manifest['step']} in {self.directory} does not fit "
                     f"this model: {difference}; use the configuration it was saved with, or "
                     "another directory"
                 )
-
-        def read() -> None:
-            values = (target for _, target in targets)
-            triples = zip(saved.items(), values, strict=True)
-            pairs = {leaves_.key(i): (leaf, value) for (i, leaf), value in triples}
-            shardings = {
-                key: leaves_.read_sharded(*pair)
-                for key, pair in pairs.items()
-                if leaves_.has_bytes(pair[0])
-            }
+        # All fit, so all lay out the same values, which may take a collective.
+        with self._processes.together():
+            triples = zip(saved.items(), targets, strict=True)
+            pairs = {name: (leaf, target) for (name, leaf), (_, target) in triples}
+            written = {k: pair for k, pair in pairs.items() if leaves_.has_bytes(pair[0])}
+            shardings = {k: leaves_.read_sharded(*pair) for k, pair in written.items()}
             try:
                 stored = self._arrays.read(folder / _ARRAYS, shardings, part=part)
             except Exception as error:
                 raise CheckpointError(
                     f"the files of {folder} are sound but could not be read: {reason(error)}"
                 ) from error
-            tree.extend(leaves_.placed(stored.get(key), *pair) for key, pair in pairs.items())
-
-        for task in (compare, read):
-            self._processes.agree(task, lambda _: None)
-        restored = jax.tree_util.tree_unflatten(treedef, tree)
-        return Restored(manifest["step"], restored, manifest["info"], manifest.get("metric"))
-
-
-def _first(problems: list[str | None]) -> str | None:
-    return next((problem for problem in problems if problem is not None), None)
+            leaves = [leaves_.placed(stored.get(name), *pair) for name, pair in pairs.items()]
+        tree = jax.tree_util.tree_unflatten(treedef, leaves)
+        return Restored(manifest["step"], tree, manifest["info"], manifest.get("metric"))
 
 
 def _throw(error: Exception) -> None:
