@@ -16,7 +16,7 @@ comma := ,
 RUN_EXTRAS := experiments$(if $(EXTRAS),$(comma)$(EXTRAS))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all lint types format docs constraints clean
+.PHONY: help train test test-all lint types format docs docs-serve constraints clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1:  \2/p' Makefile
@@ -42,9 +42,12 @@ format: ## mend style and formatting in place
 	@$(call venv,$(RUN_EXTRAS),dev) -m ruff check --fix-only .
 	@$(call venv,$(RUN_EXTRAS),dev) -m ruff format .
 
-docs: export NO_MKDOCS_2_WARNING = 1
+docs docs-serve: export NO_MKDOCS_2_WARNING = 1
 docs: ## build the documentation into site/
 	@$(call venv,$(RUN_EXTRAS),docs) -m mkdocs build --strict
+
+docs-serve: ## the documentation at http://127.0.0.1:8000, built again when a page is saved
+	@$(call venv,$(RUN_EXTRAS),docs) -m mkdocs serve --strict
 
 constraints: ## pin the newest versions that work together (needs uv)
 	@"$(or $(UV),uv)" --version >/dev/null 2>&1 || { \
