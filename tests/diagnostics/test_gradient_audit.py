@@ -52,7 +52,8 @@ def test_the_table_is_readable():
     lines = str(audit(adjoints="jfb")).splitlines()
     assert lines[0].startswith("forward solve: converged, relative residual")
     assert lines[1].startswith("adjoint solve: converged, relative residual")
-    assert lines[3].split() == ["adjoint", "cosine", "|g|/|g*|", "|g-g*|/|g*|"]
+    header = ["adjoint", "cosine", "|g|/|g*|", "|g-g*|/|g*|", "evaluations"]
+    assert lines[3].split() == header
     assert lines[5].split()[0] == "jfb" and len(lines) == 6
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from .._fixed_point import adjoint_probe, fixed_point
 from .._shown import Shown, worst
 from .._solution import Stats, Status
-from ..adjoints import Adjoint, Implicit
+from ..adjoints import Adjoint, Implicit, as_adjoint
 from ..solvers import Solver, as_solver
 from ._inputs import check_concrete, checked, named, of_modules
 from ._table import ending, table
@@ -30,12 +30,15 @@ class GradientRow:
         cosine: ⟨g, g*⟩ / (‖g‖ ‖g*‖); NaN if either is zero.
         relative_norm: ‖g‖ / ‖g*‖.
         relative_error: ‖g − g*‖ / ‖g*‖.
+        evaluations: of f by the forward solve, and products with its Jacobian by the backward pass
+            (for an adjoint that goes back through the steps, as many again), of the slowest sample.
     """
 
     adjoint: str
     cosine: float
     relative_norm: float
     relative_error: float
+    evaluations: int
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,10 +62,21 @@ class GradientAudit(Shown):
         """Whether both solves behind the exact gradient converged."""
         return bool(self.forward.converged.all() and self.reference.converged.all())
 
+    @property
+    def evaluations(self) -> int:
+        """What the exact gradient took: see `GradientRow`."""
+        return _most(self.forward) + _most(self.reference)
+
+    def plot(self, ax: Any = None, *, offset: int = 0) -> Any:
+        """Error against cost: see `plot_gradients`."""
+        from .gradient_plot import plot_gradients
+
+        return plot_gradients(self, ax, offset=offset)
+
     def __str__(self) -> str:
         lines = [
             f"{name} solve: {ending(stats)}, relative residual {worst(stats.rel_residual):.1e}, "
-            f"{int(worst(stats.f_evals))} evaluations"
+            f"{_most(stats)} evaluations"
             for name, stats in (("forward", self.forward), ("adjoint", self.reference))
         ]
         if not self.trustworthy:
@@ -70,9 +84,12 @@ class GradientAudit(Shown):
                 "the exact gradient is itself in doubt, since a solve behind it did not converge: "
                 "read the rows as agreement with it, not as errors"
             )
-        header = ("adjoint", "cosine", "|g|/|g*|", "|g-g*|/|g*|")
+        header = ("adjoint", "cosine", "|g|/|g*|", "|g-g*|/|g*|", "evaluations")
         rows = [
-            (r.adjoint, f"{r.cosine:.6f}", f"{r.relative_norm:.4f}", f"{r.relative_error:.1e}")
+            (
+                *(r.adjoint, f"{r.cosine:.6f}", f"{r.relative_norm:.4f}"),
+                *(f"{r.relative_error:.1e}", str(r.evaluations)),
+            )
             for r in self.rows
         ]
         return "\n".join([*lines, "", table(header, rows)])
@@ -168,10 +185,13 @@ def gradient_audit(
 
     probe = adjoint_probe(None if batch_axis is None else batch, jnp.float32)
     exact, report, stats = gradient(Implicit(solver=adjoint_solver), probe)
-    gradients = {"exact": exact}
+    gradients, rows = {"exact": exact}, []
     for name, adjoint in named(adjoints).items():
-        gradients[name], *_ = gradient(adjoint)
-    rows = tuple(_compare(name, g, exact) for name, g in gradients.items() if g is not exact)
+        through_steps = as_adjoint(adjoint).differentiates_loop  # which have nothing to report
+        gradients[name], backward, taken = gradient(adjoint, None if through_steps else probe)
+        back = _most(taken) if through_steps else _most(backward)
+        rows.append(_compare(name, gradients[name], exact, _most(taken) + back))
+    rows = tuple(rows)
     return GradientAudit(rows, stats, _rounded(report), gradients)
 
 
@@ -205,7 +225,12 @@ def _rounded(report: Stats) -> Stats:
     return replace(report, status=status, converged=status == Status.CONVERGED, **counts)
 
 
-def _compare(name: str, g: list, exact: list) -> GradientRow:
+def _most(stats: Stats) -> int:
+    """Evaluations of the slowest sample."""
+    return round(worst(stats.f_evals))
+
+
+def _compare(name: str, g: list, exact: list, evaluations: int) -> GradientRow:
     def vector(leaves):
         return np.concatenate([np.ravel(np.asarray(x)).astype(np.complex128) for x in leaves])
 
@@ -213,4 +238,5 @@ def _compare(name: str, g: list, exact: list) -> GradientRow:
     size, size_exact, error = (np.linalg.norm(x) for x in (a, b, a - b))
     with np.errstate(divide="ignore", invalid="ignore"):
         cosine = np.vdot(a, b).real / (size * size_exact)
-        return GradientRow(name, float(cosine), float(size / size_exact), float(error / size_exact))
+        relative = (float(cosine), float(size / size_exact), float(error / size_exact))
+        return GradientRow(name, *relative, evaluations)

@@ -19,6 +19,7 @@ from .language_modelling import LanguageModelling as LanguageModelling
 from .language_modelling import perplexity as perplexity
 from .language_modelling import sample as sample
 from .launch import connect as connect
+from .live import LiveView as LiveView
 from .load import Loaded as Loaded
 from .load import load as load
 from .loop import Interrupted as Interrupted
