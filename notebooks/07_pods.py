@@ -55,16 +55,17 @@ mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 def solve(w, hard, x):
     f = lambda z, w, hard, x: jnp.tanh(hard * (z @ w.T)) + x
     solver = deqjax.Picard(rtol=1e-5, max_steps=500)
-    return deqjax.fixed_point(f, jnp.zeros_like(x), w, hard, x, solver=solver, batch_axis=0)
+    sol = deqjax.fixed_point(f, jnp.zeros_like(x), w, hard, x, solver=solver, batch_axis=0)
+    return sol.z, sol.stats
 
 
 rows = dict(in_specs=(P(), P("data"), P("data")), out_specs=P("data"))
 on_eight = jax.jit(jax.shard_map(solve, mesh=mesh, **rows))
-solution = on_eight(w, hard, x)
-print(solution)
+z, stats = on_eight(w, hard, x)
+print(stats)
 
 # %%
-steps = np.asarray(solution.stats.steps).reshape(8, 8)  # a row is a device
+steps = np.asarray(stats.steps).reshape(8, 8)  # a row is a device
 figure, ax = plt.subplots(figsize=(7.4, 3.6))
 ax.bar(range(8), steps.max(1), color="0.85", label="the device's loop: its slowest sample")
 for device, taken in enumerate(steps):
@@ -102,7 +103,7 @@ def sent(function, *arguments):
 
 # %%
 def gradient(solve):
-    loss = lambda w, hard, x: jnp.square(solve(w, hard, x).z).sum()
+    loss = lambda w, hard, x: jnp.square(solve(w, hard, x)[0]).sum()
     return jax.grad(loss)
 
 

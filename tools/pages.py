@@ -22,7 +22,6 @@ def on_config(config: Any) -> None:
     """Both have their sections in the navigation, before the reference."""
     results = sorted(_name(p, RESULTS, "results") for p in RESULTS.rglob("*.md") if _is_page(p))
     notebooks = sorted(f"notebooks/{p.stem}.md" for p in NOTEBOOKS.glob("*.ipynb"))
-    notebooks.insert(0, "notebooks.md")  # what each is about
     config.nav[-1:-1] = [{"Notebooks": notebooks}, {"Results": results}]
 
 
