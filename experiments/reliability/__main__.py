@@ -4,7 +4,7 @@
     python -m experiments.reliability --only damage full_disk
 
 A part that is finished is recorded at once in `experiments/results/reliability.md`, where the parts
-of earlier calls stay. Exit code 1 where a trial lost something.
+of earlier calls stay, and each kill by itself: a call that was stopped goes on. Exit code 1 where a trial lost something.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from deqjax._errors import check_integer
 from deqjax.training import checked, command_line
 
 from . import bad_sample, damage, elsewhere, full_disk, kills
-from .report import record, text
+from .report import Ledger, record, text
 from .trials import Outcome, Reference
 
 Part = Literal["kills", "damage", "full_disk", "elsewhere", "bad_sample"]
@@ -55,7 +55,7 @@ def main(config: Config) -> None:
     checked(config)
     lost = 0
     with tempfile.TemporaryDirectory() as folder:
-        reference = Reference(Path(folder))
+        reference = Reference(Path(folder), Ledger(config.out.with_name("reliability_kills.json")))
         for part in config.only or PARTS:
             print(f"{part} ...", flush=True)
             found = PARTS[part](reference, config.trials, config.seed)

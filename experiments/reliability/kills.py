@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,33 +16,47 @@ SAID = "the last state and every line of metrics, bit for bit those of the undis
 
 
 def outcomes(reference: Reference, trials: int, seed: int) -> list[Outcome]:
-    """Every fifth trial is a job of two processes, of which one is killed and then the other."""
+    """Every fifth trial is a job of two processes, of which one is killed and then the other.
+
+    Each trial is in the ledger when it has ended, and is not made again.
+    """
     two = trials // 5
     jobs = {1: trials - two, 2: two}
-    return [_of(reference, count, n, seed) for count, n in jobs.items() if n]
+    for count, n in jobs.items():
+        for trial in range(n):
+            name = f"seed {seed}, {count} process(es), trial {trial}"
+            if name not in reference.ledger:
+                found = _trial(reference, count, trial, seed)
+                reference.ledger[name] = found | dict(count=count)
+                print(f"  {name} of {n}: {_told(found)}", flush=True)
+    rows = list(reference.ledger.values())
+    return [_counted(count, [r for r in rows if r["count"] == count]) for count in jobs]
 
 
-def _of(reference: Reference, count: int, trials: int, seed: int) -> Outcome:
-    draw = np.random.default_rng((seed, count))
+def _trial(reference: Reference, count: int, trial: int, seed: int) -> dict[str, Any]:
     wanted = reference.of(count)
-    kept, notes, moments = 0, [], []
-    for trial in range(trials):
-        folder = reference.folder / f"killed-{count}-{trial}"
-        steps, wait = int(draw.integers(0, STEPS)), float(draw.uniform(0, wanted["seconds"]))
-        at, start_again = _killed(folder, count, steps, wait, int(draw.integers(count)))
-        moments.append(at)
-        differs = same(left(folder), wanted)
-        verdict = f"lost: {', '.join(differs)}" if differs else "the same"
-        said = f"killed after step {at}, went on from {start_again}: {verdict}"
-        print(f"  {trial + 1}/{trials}: {said}", flush=True)
-        if differs:
-            notes.append(said)
-        else:
-            kept += 1
-            shutil.rmtree(folder)
-    notes.append(f"after steps {min(moments)} to {max(moments)} of {STEPS}")
+    draw = np.random.default_rng((seed, count, trial))
+    steps, wait = int(draw.integers(0, STEPS)), float(draw.uniform(0, wanted["seconds"]))
+    folder = reference.folder / f"killed-{count}-{trial}"
+    at, start_again = _killed(folder, count, steps, wait, int(draw.integers(count)))
+    differs = same(left(folder), wanted)
+    shutil.rmtree(folder)
+    return dict(at=at, start_again=start_again, differs=differs)
+
+
+def _told(row: dict[str, Any]) -> str:
+    verdict = f"lost: {', '.join(row['differs'])}" if row["differs"] else "the same"
+    return f"killed after step {row['at']}, went on from {row['start_again']}: {verdict}"
+
+
+def _counted(count: int, rows: list[dict[str, Any]]) -> Outcome:
+    notes = [_told(r) for r in rows if r["differs"]]
+    if rows:
+        moments = [r["at"] for r in rows]
+        notes.append(f"after steps {min(moments)} to {max(moments)} of {STEPS}")
+    kept = sum(not r["differs"] for r in rows)
     what = "SIGKILL of a process" if count == 1 else f"SIGKILL of one of {count} processes"
-    return Outcome(what, trials, kept, SAID, tuple(notes))
+    return Outcome(what, len(rows), kept, SAID, tuple(notes))
 
 
 def _killed(

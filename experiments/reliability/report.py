@@ -24,6 +24,19 @@ memory over segments, warm starts and a plateau; its newest and its best checkpo
 after how many of the trials nothing was lost that a checkpoint held."""
 
 
+class Ledger(dict):
+    """Trials by name, written down one by one in a JSON file."""
+
+    def __init__(self, file: Path):
+        super().__init__(json.loads(file.read_text("utf-8")) if file.exists() else {})
+        self.file = file
+
+    def __setitem__(self, name: str, row: Any) -> None:
+        super().__setitem__(name, row)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.file, dict(self))
+
+
 def record(path: Path, part: str, found: list[Outcome]) -> None:
     """Write a part into the table; other parts stay in it."""
     data = path.with_suffix(".json")

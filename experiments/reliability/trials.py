@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,11 @@ class Reference:
 
     Args:
         folder: where everything of these trials lies.
+        ledger: trials that need not be made again.
     """
 
     folder: Path
+    ledger: MutableMapping[str, dict[str, Any]] = field(default_factory=dict)
     _made: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def of(self, count: int = 1) -> dict[str, Any]:
