@@ -4,7 +4,8 @@
     python -m experiments.reliability --only damage full_disk
 
 A part that is finished is recorded at once in `experiments/results/reliability.md`, where the parts
-of earlier calls stay, and each kill by itself: a call that was stopped goes on. Exit code 1 where a trial lost something.
+of earlier calls stay, and each kill by itself: a call that was stopped goes on. Exit code 1 where a
+trial lost something.
 """
 
 from __future__ import annotations
