@@ -80,6 +80,12 @@ def test_the_reference_names_nothing_twice():
     assert len({*names}) == len(names)
 
 
+def test_the_reference_has_functions_and_not_their_modules():
+    """Where both have one name, the longer one is the function's: `deqjax.data.copy_memory.…`."""
+    files = [ROOT / "src" / f"{name.replace('.', '/')}.py" for name in documented()]
+    assert not [file for file in files if file.exists()]
+
+
 def links(page: Path) -> list[str]:
     """Where a page leads within the repository: of links and of pictures, code left out."""
     text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text("utf-8"), flags=re.DOTALL)

@@ -32,6 +32,7 @@ def pages():
         ("", "[a](../experiments/results/parity.md)", "[a](results/parity.md)"),
         ("", "![a](../experiments/results/sudoku/clues.png)", "![a](results/sudoku/clues.png)"),
         ("", "[a](../notebooks/02_convergence.ipynb)", "[a](notebooks/02_convergence.md)"),
+        ("", "[a](../experiments/results/)", "[a](results/index.md)"),
         ("../", "[a](../docs/pods.md#gke)", "[a](../pods.md#gke)"),
         ("../", "[a](../experiments/results/parity.md)", "[a](../results/parity.md)"),
         ("../../", "[a](../../../docs/pods.md)", "[a](../../pods.md)"),
@@ -80,10 +81,13 @@ def test_every_record_and_notebook_has_a_place(pages):
     pages.on_config(config)
     start, notebooks, results, reference = (section for [section] in map(list, config.nav))
     assert (start, notebooks, results, reference) == ("Start", "Notebooks", "Results", "Reference")
-    listed = config.nav[2]["Results"]
+    first, *others = config.nav[2]["Results"]
+    listed = {name for entry in others for name in entry.values()}
     records = ROOT / "experiments" / "results"
-    assert {"results/parity.md", "results/sudoku/README.md"} <= {*listed}
+    assert first == "results/index.md" and len(listed) == len(others)
+    assert {"results/parity.md", "results/sudoku/README.md"} <= listed
     assert all((records / name.removeprefix("results/")).exists() for name in listed)
+    assert "](sudoku/README.md)" in pages.contents()
     assert len(config.nav[1]["Notebooks"]) == len([*(ROOT / "notebooks").glob("*.ipynb")])
 
 
@@ -95,3 +99,9 @@ def test_formulas_are_mathml():
     assert made.startswith("<p><math ") and made.count("<math ") == 2
     assert 'display="inline"' in made and 'display="block"' in made
     assert "<mi>J</mi>" in made and "arithmatex" not in made and "&#x0003C;" in made
+
+
+def test_flags_stay_whole():
+    page = "<code>--max-gain 10</code> <code>f(z) - z</code> <code>--help</code>"
+    made = tool("whole_flags").on_page_content(page)
+    assert made.count('<code class="flag">--') == 2 and "<code>f(z) - z</code>" in made

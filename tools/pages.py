@@ -20,7 +20,8 @@ RESULTS, NOTEBOOKS = ROOT / "experiments" / "results", ROOT / "notebooks"
 
 def on_config(config: Any) -> None:
     """Both have their sections in the navigation, before the reference."""
-    results = sorted(_name(p, RESULTS, "results") for p in RESULTS.rglob("*.md") if _is_page(p))
+    records = [{title: _name(path, RESULTS, "results")} for title, path in titles().items()]
+    results = ["results/index.md", *records]
     notebooks = sorted(f"notebooks/{p.stem}.md" for p in NOTEBOOKS.glob("*.ipynb"))
     config.nav[-1:-1] = [{"Notebooks": notebooks}, {"Results": results}]
 
@@ -30,8 +31,9 @@ def on_files(files: Any, config: Any) -> None:
 
     add = lambda name, **source: files.append(File.generated(config, name, **source))
     for path in sorted(RESULTS.rglob("*")):
-        if path.suffix == ".png" or (path.suffix == ".md" and _is_page(path)):
+        if path.suffix == ".png" or path in titles().values():
             add(_name(path, RESULTS, "results"), abs_src_path=str(path))
+    add("results/index.md", content=contents())
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         page, pictures = as_markdown(path.read_text("utf-8"), path.stem)
         add(f"notebooks/{path.stem}.md", content=page)
@@ -57,6 +59,7 @@ def linked(markdown: str, up: str = "") -> str:
         >>> linked("[memory](../docs/neural_ode.md#cost)", "../")
         '[memory](../neural_ode.md#cost)'
     """
+    markdown = re.sub(r"\]\((?:\.\./)+experiments/results/\)", f"]({up}results/index.md)", markdown)
     markdown = re.sub(r"\]\((?:\.\./)+experiments/results/", f"]({up}results/", markdown)
     markdown = re.sub(r"\]\((?:\.\./)+docs/", f"]({up}", markdown)
     return re.sub(r"\]\((?:\.\./)+notebooks/(\w+)\.ipynb\)", rf"]({up}notebooks/\1.md)", markdown)
@@ -98,5 +101,21 @@ def _name(path: Path, under: Path, section: str) -> str:
     return f"{section}/{path.relative_to(under).as_posix()}"
 
 
-def _is_page(path: Path) -> bool:
-    return path.name != "notes.md"  # a part of the README.md beside it
+def contents() -> str:
+    """The page that leads to all records."""
+    lines = ["# Results\n", "What the experiments have recorded, with the commands that did it.\n"]
+    records = titles().items()
+    lines += [f"- [{title}]({path.relative_to(RESULTS).as_posix()})" for title, path in records]
+    return "\n".join(lines) + "\n"
+
+
+def titles() -> dict[str, Path]:
+    """The records by their headings; those of the same heading have their names beside it."""
+    # notes.md is a part of the README.md beside it.
+    paths = sorted(path for path in RESULTS.rglob("*.md") if path.name != "notes.md")
+    headings = [path.read_text("utf-8").partition("\n")[0].removeprefix("# ") for path in paths]
+    found = {}
+    for heading, path in zip(headings, paths, strict=True):
+        name = path.relative_to(RESULTS).as_posix().removesuffix("README.md")
+        found[heading if headings.count(heading) == 1 else f"{heading} ({name})"] = path
+    return found
