@@ -180,6 +180,6 @@ print(layer(images))
 #    |1 − λ + λ (2 − a)| < 1, then try `a = 3.9`.
 # 2. Newton's method for √2 is z → (z + 2/z)/2. Solve it, and look at `trace`: how many digits does
 #    a step bring, and does Anderson do better or worse than Picard here? Why?
-# 3. In the picture of the basins, replace `solver="picard"` by `"anderson"` and then by `"broyden"`.
-#    The third solution, (0, 0), gets a basin with room in it. Why does Picard reach it from next to
-#    nowhere?
+# 3. In the picture of the basins, replace `solver="picard"` by `"anderson"` and then by
+#    `"broyden"`. The third solution, (0, 0), gets a basin with room in it. Why does Picard reach
+#    it from next to nowhere?

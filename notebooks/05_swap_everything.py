@@ -191,7 +191,7 @@ audit.plot()
 plt.show()
 
 # %% [markdown]
-# ## Swap the tolerance: perplexity against time
+# ## Swap the tolerance: perplexity against effort
 #
 # How exactly need an equilibrium be solved? Train a small language model on the documentation that
 # every Python carries, and score its held-out text with the same weights at other tolerances.
@@ -233,17 +233,14 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.6), sharey=True)
 left.semilogx(rtols, perplexities, "o-")
 left.invert_xaxis()
 left.set(xlabel="tolerance rtol of the solve", ylabel="perplexity of held-out text")
-right.plot(seconds, perplexities, "s")
-for i in (0, 1, 2, -1):
-    at = (seconds[i], perplexities[i])
-    right.annotate(f"rtol {rtols[i]:g}", at, textcoords="offset points", xytext=(-8, 8))
-right.set(xlabel="time to score the text (s)")
+right.plot(steps, perplexities, "s-")
+right.set(xlabel="steps of a solve, mean over the text")
 plt.show()
 
 # %% [markdown]
-# The curve is flat from some tolerance on: below it steps buy digits of z that no prediction
-# needs. Where that is depends on the model, so look before you choose. `max_steps=` of a single
-# call is the same knob, in steps.
+# The curves are flat from some tolerance on: below it steps buy digits of z that no prediction
+# needs, and time (last column of the table) goes with the steps. Where that is depends on the
+# model, so look before you choose. `max_steps=` of a single call is the same knob, in steps.
 #
 # ## Exercise
 #

@@ -152,9 +152,9 @@ ax.legend(loc="upper left")
 plt.show()
 
 # %% [markdown]
-# Activations do not grow with the depth of the solve: there is one application of the cell to keep,
-# and the solver's history of five differences. Double the `max_steps` and plan again: the picture
-# stays as it is.
+# Activations do not grow with the depth of the solve: whatever `max_steps` is, there is one
+# application of the cell to keep, and the solver's history of five differences. Beyond that it is a
+# model like any other: parameters, moments and gradients, which `fsdp` can store in parts.
 #
 # ## Exercise
 #
