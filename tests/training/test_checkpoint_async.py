@@ -165,11 +165,11 @@ def test_the_end_of_the_program(tmp_path, how, code, said, steps):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", PROGRAM, str(tmp_path), how]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    if how == "end" and "can't create new thread at interpreter shutdown" in done.stderr:
+    if how != "fail" and "can't create new thread at interpreter shutdown" in done.stderr:
         # Since 3.12 Python starts no thread once the main one has ended; where Orbax still needs
         # one by then, the save fails, and says so.
-        said, steps = "error at exit: could not save step 2", [1]
+        code, said, steps = 0, "error at exit: could not save step 2", [1]
+    assert done.returncode == code, done.stderr
     assert done.stderr.startswith(said) and bool(done.stderr) == bool(said), done.stderr
     with Checkpoints(tmp_path) as checkpoints, warnings.catch_warnings():
         warnings.simplefilter("error")

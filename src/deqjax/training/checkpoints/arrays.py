@@ -31,25 +31,33 @@ class Arrays:
             sentence = "checkpoints need Orbax: pip install 'deqjax[experiments]'"
             raise ImportError(sentence, name="orbax") from error
         self._orbax, self._path = orbax, epath.Path
-        self._handler = orbax.PyTreeCheckpointHandler()
+        kinds = orbax.type_handlers
+        # Without what Orbax's own registry adds: a file more about each array, and a share of every
+        # replica in the writing, for which it slices on the device while the training step waits.
+        array_handler = kinds.ArrayHandler(use_replica_parallel=False)
+        self._handler = orbax.PyTreeCheckpointHandler(
+            type_handler_registry=kinds.create_type_handler_registry(
+                (jax.Array, array_handler), (np.ndarray, kinds.NumpyHandler())
+            )
+        )
         logging.getLogger("absl").addFilter(_is_no_repetition)
 
     def write(self, folder: Path, arrays: dict[str, Any]) -> Callable[[], None]:
         """Copy the arrays to the host and begin to write them; the result waits for the end.
 
-        Every process calls it. What a process holds whole (a NumPy array, an array on its own
-        devices, a replicated one) is written by process 0, all else by those that hold it. On
-        return the arrays may be changed, deleted or donated.
+        Every process calls it. What one process holds alone (a NumPy array, an array on its own
+        devices) is taken from process 0; all others are written by those that hold them. On return
+        the arrays may be changed, deleted or donated.
 
         Args:
             folder: exists, on all processes.
         """
-        first = jax.process_index() == 0
-        arrays = {
-            name: np.asarray(array) if _held_whole(array) else array
-            for name, array in arrays.items()
-            if first or not _held_whole(array)
-        }
+        if jax.process_count() > 1:
+            arrays = {
+                name: np.asarray(array) if _is_local(array) else array
+                for name, array in arrays.items()
+                if not _is_local(array) or jax.process_index() == 0
+            }
         if not arrays:  # Orbax refuses an empty tree
             return lambda: None
         save = self._handler.async_save(
@@ -100,17 +108,12 @@ class Arrays:
         self._handler.close()
 
 
-def _held_whole(array: Any) -> bool:
-    if not isinstance(array, jax.Array):
-        return True
-    if jax.process_count() > 1 and array.is_fully_addressable:
-        return True
-    # To share out the writing, Orbax would slice it on the devices while the training step waits.
-    return array.is_fully_replicated and len(array.sharding.device_set) > 1
+def _is_local(array: Any) -> bool:
+    return not isinstance(array, jax.Array) or array.is_fully_addressable
 
 
 def _finished(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine to its end; on a thread, since a notebook's own already runs a loop."""
+    """Run a coroutine to its end, in a notebook too, where the thread already runs a loop."""
 
     def run() -> Any:
         # Not asyncio.run: what it does at the end is not safe beside loops of other threads.
@@ -120,6 +123,10 @@ def _finished(coroutine: Coroutine[Any, Any, Any]) -> Any:
         finally:
             loop.close()
 
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return run()
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(run).result()
 
