@@ -21,7 +21,11 @@ CORE = sorted(
         *(path for part in ("solvers", "adjoints") for path in SOURCE.glob(f"{part}/*.py")),
         *SOURCE.glob("theory/*.py"),
         # All but the pictures.
-        *(path for path in SOURCE.glob("diagnostics/*.py") if path.stem != "_drawing"),
+        *(
+            path
+            for path in SOURCE.glob("diagnostics/*.py")
+            if path.stem != "_drawing" and not path.stem.endswith("_plot")
+        ),
     ],
     key=str,
 )
