@@ -18,7 +18,8 @@ PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").
 LONG = {
     *("docs/adjoints.md", "docs/diagnostics.md", "docs/first_deq.md", "docs/generate.md"),
     *("docs/neural_ode.md", "docs/own.md", "docs/pods.md", "docs/universality.md"),
-    *("docs/coming_from.md", "docs/recipes.md", "docs/well_posed.md"),
+    *("docs/coming_from.md", "docs/optnet.md", "docs/recipes.md", "docs/solvers.md"),
+    *("docs/training.md", "docs/well_posed.md"),
     *("deqjax.implicit.ode", "deqjax.implicit.qp", "deqjax.nn.adaptive", "deqjax.nn.decoding"),
     *("deqjax.nn.implicit_dense", "deqjax.nn.lstm", "deqjax.nn.optnet", "deqjax.solvers.compose"),
     "deqjax.training.plan._plan",

@@ -36,7 +36,7 @@ def drawn(monkeypatch):
 def moment(tmp_path, step, row, last=False, first=True):
     run = SimpleNamespace(directory=tmp_path, processes=SimpleNamespace(first=first))
     return Moment(
-        **dict(run=run, step=step, state=None, metrics={}, tokens=1, waited=0.0),
+        **dict(run=run, step=step, state=None, metrics={}, count=1, waited=0.0),
         **dict(last=last, row={k: v for k, v in row.items() if k != "step"}),
     )
 
