@@ -102,7 +102,8 @@ def fixed_point(
             evaluations of f, after the solve: `stats.stability` then has the spectral radius of J
             for each sample, how far that may be off, and whether iterating f would keep z*. Root
             finders ("anderson", "broyden", "newton_krylov") also go to equilibria that it would
-            leave.
+            leave. An estimate: a direction that grows little more than the others is seen by many
+            products only. Samples that f couples are one equation (`batch_axis=None`).
 
     Returns:
         `Solution` with `z`, `stats` and `state`.

@@ -145,7 +145,7 @@ class Stats(_shown.Shown):
         solves: in the report of an adjoint solve, 1; where autodiff has added several up, how many.
         stability: with `stability=`, a named tuple of the spectral radius of J at z* (`radius`),
             how far it may be off (`error`), and whether the sum is below one (`stable`): whether
-            iterating f keeps z*. None if not asked for.
+            iterating f keeps z*, as far as so many products can tell. None if not asked for.
     """
 
     status: Any

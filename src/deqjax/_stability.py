@@ -3,7 +3,12 @@
 A root finder goes to equilibria that f itself would leave. Where f is iterated from a state near
 z*, the distance is multiplied by J = ∂f/∂z a step; so z* is kept where the spectral radius of J is
 below one. Products with J tell it, without a matrix: power iteration (von Mises and
-Pollaczek-Geiringer 1929).
+Pollaczek-Geiringer 1929), which runs on every device and for a whole batch at once, where the
+Arnoldi method of `diagnostics.spectral_radius` needs eigenvalues of a matrix that is not symmetric.
+
+It is an estimate, and no proof. Of n unknowns a direction has about 1/√n of a start that is drawn,
+and `count` products see it once its growth over that of the others, to the power `count`, is more
+than √n: 16 products and a thousand unknowns tell growths apart that differ by a quarter.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ class Stability(NamedTuple):
     """Per sample, (batch,).
 
     Attributes:
-        stable: bool, radius + error is below one.
+        stable: bool, radius + error is below one, as far as so many products can tell.
         radius: of J, by what the last half of the products grew on average.
         error: how far apart the averages of their two halves are: what further products might
             change. A pair of complex eigenvalues makes growth swing, and this larger.
@@ -40,7 +45,8 @@ def stability(f: Callable[[PyTree], PyTree], z: PyTree, count: int) -> Stability
     """By `count` products with J, of a vector that begins as the residual and some noise.
 
     Args:
-        f: of states with the batch on axis 0, whose samples are independent.
+        f: of states with the batch on axis 0, whose samples are independent: each is scaled by
+            itself, and where f couples them no radius is that of anything.
         z: the solution.
         count: of products, at least 4.
     """

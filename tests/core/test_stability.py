@@ -60,6 +60,59 @@ def test_samples_one_equation_pytrees_and_eager_calls_agree():
         np.testing.assert_allclose(one.radius, both.stability.radius[i], rtol=1e-6)
 
 
+def test_few_products_do_not_see_what_grows_little_more_than_the_rest():
+    """The limit that the page on certificates names: it is an estimate from below."""
+    growth = jnp.full(1000, 0.99).at[0].set(1.05)
+    f = lambda z: growth * z + 1.0
+    found = {
+        count: deqjax.fixed_point(f, jnp.zeros(1000), solver="gmres", stability=count).stats
+        for count in (16, 64)
+    }
+    assert found[16].converged and found[64].converged
+    assert found[16].stable and found[16].stability.radius < 1
+    assert not found[64].stable
+
+
+def test_a_sample_without_numbers_is_not_stable_and_leaves_the_others():
+    a = jnp.array([[0.5], [jnp.nan], [0.3]])
+    f = lambda z, a: jnp.tanh(a * z + a)
+    sol = solve(f, jnp.zeros((3, 1)), a, count=8, solver="picard", on_failure="ignore")
+    clean = solve(f, jnp.zeros((2, 1)), a[jnp.array([0, 2])], count=8, solver="picard")
+    np.testing.assert_array_equal(sol.stats.stable, [True, False, True])
+    keep = np.asarray(sol.stats.stability.radius)[[0, 2]]
+    np.testing.assert_array_equal(keep, clean.stats.stability.radius)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+def test_units_play_no_part(unit):
+    f = lambda z: unit * jnp.tanh(0.7 * z / unit + 0.1)
+    found = deqjax.fixed_point(f, jnp.zeros(5), stability=16, rtol=1e-8).stats.stability
+    z = deqjax.fixed_point(lambda z: jnp.tanh(0.7 * z + 0.1), jnp.zeros(()), rtol=1e-10).z
+    np.testing.assert_allclose(found.radius, 0.7 * (1 - z**2), rtol=1e-6)
+
+
+def test_a_plain_twin():
+    """The same products with J by a loop in numpy."""
+    theta, x = cells.tanh_parameters(6)
+    f = lambda z: cells.tanh_cell(z, theta, x)
+    sol = deqjax.fixed_point(f, jnp.zeros(6), solver="picard", stability=12, rtol=1e-6)
+    jacobian = np.asarray(jax.jacobian(f)(sol.z))
+    unit = lambda v: v / np.linalg.norm(v)
+    noise = jax.random.normal(jax.random.split(jax.random.key(0), 1)[0], (6,), sol.z.dtype)
+    residual = np.asarray(f(sol.z) - sol.z)
+    v = 0.5 * unit(np.asarray(noise))
+    v = unit(v + unit(residual) if np.any(residual) else v)
+    growth = []
+    for _ in range(12):
+        v = jacobian @ v
+        growth.append(np.linalg.norm(v))
+        v = unit(v)
+    log = np.log(growth[6:])
+    np.testing.assert_allclose(sol.stats.stability.radius, np.exp(log.mean()), rtol=1e-6)
+    error = abs(np.exp(log[3:].mean()) - np.exp(log[:3].mean()))
+    np.testing.assert_allclose(sol.stats.stability.error, error, rtol=1e-3, atol=1e-9)
+
+
 def test_nothing_else_changes_and_gradients_pass():
     theta, x = cells.tanh_parameters(6)
     plain = jax.grad(lambda t: cells.tanh_loss(t, x, **cells.TIGHT))(theta)

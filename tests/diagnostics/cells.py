@@ -38,3 +38,8 @@ KINDS = ("symmetric", "random", "non-normal", "complex pair")
 
 def radius(a):
     return np.abs(np.linalg.eigvals(a)).max(axis=-1)
+
+
+def labels(ax):
+    """What the legend of a picture says."""
+    return [text.get_text() for text in ax.get_legend().get_texts()]

@@ -8,3 +8,10 @@ import pytest
 def double_precision():
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def ax():
+    """Axes that nobody sees."""
+    figure = pytest.importorskip("matplotlib.figure")
+    return figure.Figure().add_subplot()

@@ -13,16 +13,9 @@ import deqjax
 from deqjax import diagnostics
 from deqjax.diagnostics._drawing import COLOURS, FAILED
 
+from .cells import labels
+
 plt.switch_backend("Agg")
-
-
-@pytest.fixture
-def ax():
-    return Figure().add_subplot()
-
-
-def labels(ax):
-    return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
 def far_is_lost(z):

@@ -8,21 +8,13 @@ import pytest
 
 pytest.importorskip("matplotlib")
 import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
 
 import deqjax
 from deqjax.diagnostics import Spectrum, compare_solvers, plot_convergence, plot_spectrum
 
+from .cells import labels
+
 plt.switch_backend("Agg")
-
-
-@pytest.fixture
-def ax():
-    return Figure().add_subplot()
-
-
-def labels(ax):
-    return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
 def halving(**options):

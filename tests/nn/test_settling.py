@@ -40,3 +40,36 @@ def test_a_step_reaches_as_far_as_its_kernels():
     z = cell.random_state(jax.random.key(0), x)
     changed = cell(z.at[0, 5].add(1.0), cell.inject(x)) - cell(z, cell.inject(x))
     assert set(np.flatnonzero(np.abs(changed[0]).max(-1) > 0)) == {3, 4, 5, 6, 7}
+
+
+@pytest.mark.parametrize(("positions", "kernel"), [((11,), (3,)), ((6, 7), (3, 5))])
+def test_it_is_a_convolution_in_values_and_derivatives(positions, kernel):
+    """The twin by XLA's own convolution."""
+    cell = RecallConv(2, 5, kernel=kernel, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (3, *positions, 2))
+    z = cell.random_state(jax.random.key(2), x)
+    graph, params = nnx.split(cell)
+
+    def convolved(v, linear):
+        form = ("NHWC", "HWIO", "NHWC") if len(kernel) == 2 else ("NWC", "WIO", "NWC")
+        w = linear.kernel[...].reshape(*kernel, v.shape[-1], -1)
+        out = jax.lax.conv_general_dilated(v, w, (1,) * len(kernel), "SAME", dimension_numbers=form)
+        return out if linear.bias is None else out + linear.bias[...]
+
+    def twin(params, z, x):
+        cell = nnx.merge(graph, params)
+        hidden = nnx.relu(convolved(z, cell.into) + convolved(x, cell.recall))
+        new = nnx.sigmoid(cell.gate[...]) * z + convolved(hidden, cell.out)
+        return new / jnp.sqrt(jnp.mean(new**2, -1, keepdims=True) + 1e-6)
+
+    def tuned(params, z, x):
+        cell = nnx.merge(graph, params)
+        return cell(z, cell.inject(x))
+
+    np.testing.assert_allclose(tuned(params, z, x), twin(params, z, x), atol=1e-5)
+    weights = jax.random.normal(jax.random.key(3), z.shape)
+    got, want = (
+        jax.grad(lambda *a, f=f: jnp.sum(weights * f(*a)), (0, 1, 2))(params, z, x)
+        for f in (tuned, twin)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, want)

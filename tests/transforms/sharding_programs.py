@@ -128,6 +128,17 @@ def shard_map_values():
         assert_close(mapped, (alone.z, alone.stats.steps, alone.stats.status), 1e-9)
 
 
+def shard_map_stability():
+    """Each device knows the stability of its own samples."""
+    theta, x = data()
+    local = lambda theta, x: solve(theta, x, "picard", stability=8).stats.stability
+    mapped = jax.jit(
+        jax.shard_map(local, mesh=mesh(), in_specs=(P(), P("data")), out_specs=P("data"))
+    )(theta, x)
+    # It begins with a residual, whose direction is known to a few digits.
+    assert_close(mapped, jax.jit(local)(theta, x), 1e-4)
+
+
 def shard_map_gradients():
     theta, x = data()
     want = single(theta, x)
@@ -625,6 +636,7 @@ def explicit_one_equation():
 
 PROGRAMS = (
     shard_map_values,
+    shard_map_stability,
     shard_map_gradients,
     shard_map_approximate_adjoints,
     shard_map_unrolled,

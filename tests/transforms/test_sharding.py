@@ -6,7 +6,7 @@ from . import sharding_programs
 
 # Programs that share a process: it must start JAX, which takes longer than most programs.
 QUICK = [
-    "shard_map_values shard_map_probe shard_map_gradients",
+    "shard_map_values shard_map_stability shard_map_probe shard_map_gradients",
     "shard_map_approximate_adjoints shard_map_closures shard_map_second_derivative",
     "no_collective_in_the_loops a_collective_in_f_is_found_in_the_loop "
     "explicit_sharding_follows_f shard_map_over_some_axes",

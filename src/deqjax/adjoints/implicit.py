@@ -46,7 +46,9 @@ class Implicit(Adjoint):
             smallest residual that is not zero is where I − J is singular), its u is long and
             belongs to nothing. The others are approximations (`Status.LIMITED`): "jfb" takes u = v,
             "tail" back-propagates through a few more applications of f (`Tail`, at its default, at
-            the cost of as many evaluations and pull-backs), "zero" leaves the sample out.
+            the cost of as many evaluations and pull-backs), "zero" gives it the cotangent zero.
+            None of them helps where a derivative of f is NaN at the sample: in what all samples
+            share, 0 · NaN is NaN.
     """
 
     solver: str | Solver | None = None

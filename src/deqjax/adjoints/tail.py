@@ -48,7 +48,7 @@ class Tail(Adjoint):
         def applied(z, theta):
             def step(z, _):
                 fz = cell(z, theta)
-                # A sample of which f is no number stays where it is: the others never see it.
+                # A sample of which f is no number stays where it is, at an f that has derivatives.
                 return select(jnp.isfinite(largest(fz)), fz, z), None
 
             return lax.scan(step, z, length=self.steps)[0]
