@@ -132,7 +132,7 @@ def planned(width, topology="cpu:8"):
     stream = Stream(np.zeros(10_000, np.int32), batch_size=16, segment=32, start_id=0)
     task = training.LanguageModelling(new_model, stream, stream)
     options = training.TrainOptions(batch_size=16)
-    return plan.plan_task(task, options, topology, evaluations=False)
+    return plan.plan(task, options, topology, evaluations=False)
 
 
 plans = {width: planned(width) for width in (32, 64, 128)}
